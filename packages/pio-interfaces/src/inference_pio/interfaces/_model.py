@@ -74,8 +74,12 @@ class ModelShape:
 class ModelPlugin(Protocol[ConfigT]):
     """One architecture family. Importing the plugin object must not import torch."""
 
-    def parse_config(self, raw: Mapping[str, object]) -> ConfigT:
+    def parse_config(self, raw: Mapping[str, object], *, ignore_unknown: bool = False) -> ConfigT:
         """Frozen, validated config from a ``config.json``-shaped mapping (GGUF metadata arrive in the same spelling).
+
+        Args:
+            raw: The mapping.
+            ignore_unknown: Accept keys that the family does not know, at the user's own risk.
 
         Raises:
             ConfigError: Unknown key, or value out of bounds.

@@ -64,7 +64,7 @@ class RequestMetrics:
     Attributes:
         queue_s: From arrival to the first step that worked on it.
         ttft_s: From arrival to the first token.
-        prefill_s: Steps that worked on the prompt.
+        prefill_s: From the first step that worked on it to the first token.
         decode_s: From the first token to the last.
     """
 
