@@ -1,0 +1,130 @@
+"""The members of the workspace, as their ``pyproject.toml`` files declare them.
+
+Read by the noxfile and by the tools beside this file. Knows nothing of git, environments or what the code imports.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+NAMESPACE = "inference_pio"
+MEMBER_FOLDERS = ("packages", "models")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One distribution of the workspace.
+
+    Attributes:
+        name: Name of the distribution, as declared.
+        folder: Its folder, absolute.
+        document: Its whole ``pyproject.toml``.
+    """
+
+    name: str
+    folder: Path
+    document: Mapping[str, object]
+
+    @property
+    def version(self) -> str:
+        """The declared version; empty if it is not static."""
+        return str(table(self.document, "project").get("version", ""))
+
+    @property
+    def dependencies(self) -> tuple[Requirement, ...]:
+        """What it needs at run time."""
+        return _requirements(table(self.document, "project").get("dependencies", []))
+
+    @property
+    def extras(self) -> dict[str, tuple[Requirement, ...]]:
+        """What each extra adds."""
+        extras = table(self.document, "project", "optional-dependencies")
+        return {name: _requirements(entries) for name, entries in extras.items()}
+
+    @property
+    def groups(self) -> dict[str, tuple[Requirement, ...]]:
+        """What each dependency group adds. Groups that include others are not used in this workspace."""
+        return {name: _requirements(entries) for name, entries in table(self.document, "dependency-groups").items()}
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """Import names of the portions it brings, such as ``inference_pio.attention``; exactly one when all is well."""
+        namespace = self.folder / "src" / NAMESPACE
+        names: list[str] = []
+        for folder in _folders(namespace):
+            if folder.name == "models":
+                names.extend(f"{NAMESPACE}.models.{leaf.name}" for leaf in _folders(folder))
+            else:
+                names.append(f"{NAMESPACE}.{folder.name}")
+        return tuple(names)
+
+    def leaf_folder(self, leaf: str) -> Path:
+        """Folder of the portion ``leaf``."""
+        return self.folder.joinpath("src", *leaf.split("."))
+
+
+def read_members(root: Path = ROOT) -> dict[str, Member]:
+    """All members below ``root``, by canonical name, in alphabetical order of their folders.
+
+    Raises:
+        tomllib.TOMLDecodeError: A ``pyproject.toml`` that is not TOML.
+        KeyError: One that names no project.
+    """
+    members: dict[str, Member] = {}
+    for parent in MEMBER_FOLDERS:
+        for folder in _folders(root / parent):
+            path = folder / "pyproject.toml"
+            if not path.is_file():
+                continue
+            document = tomllib.loads(path.read_text(encoding="utf-8"))
+            name = str(table(document, "project")["name"])
+            members[canonicalize_name(name)] = Member(name=name, folder=folder, document=document)
+    return members
+
+
+def siblings(member: Member, members: Mapping[str, Member], *, groups: bool) -> set[str]:
+    """Canonical names of the members that ``member`` itself names: in its dependencies, its extras and its groups."""
+    named = [*member.dependencies, *(entry for extra in member.extras.values() for entry in extra)]
+    if groups:
+        named += [entry for group in member.groups.values() for entry in group]
+    return {str(canonicalize_name(entry.name)) for entry in named} & members.keys()
+
+
+def closure(name: str, members: Mapping[str, Member], *, groups: bool) -> set[str]:
+    """Canonical names of all members that an environment for ``name`` holds, itself included.
+
+    With ``groups``, an environment that has its dependency groups too; theirs alone, since groups do not chain.
+    """
+    reached = {name}
+    waiting = siblings(members[name], members, groups=groups)
+    while waiting:
+        reached |= waiting
+        waiting = {below for above in waiting for below in siblings(members[above], members, groups=False)} - reached
+    return reached
+
+
+def _folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return []
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith((".", "__")))
+
+
+def table(document: Mapping[str, object], *keys: str) -> Mapping[str, object]:
+    """The table at ``keys`` of a TOML ``document``; empty if there is none."""
+    value: object = document
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def _requirements(entries: object) -> tuple[Requirement, ...]:
+    if not isinstance(entries, list):
+        return ()
+    return tuple(Requirement(entry) for entry in entries if isinstance(entry, str))
