@@ -1,0 +1,27 @@
+"""Model registry and factory, the engine, and the offline ``LLM`` API. Importing it imports no torch."""
+
+from inference_pio.core._checkpoint import Checkpoint, open_checkpoint
+from inference_pio.core._engine import Engine
+from inference_pio.core._inspect import EncodingUse, ModelReport, inspect_model
+from inference_pio.core._llm import LLM
+from inference_pio.core._locate import LocatedModel, locate_model
+from inference_pio.core._registry import InstalledPlugin, Registry
+from inference_pio.interfaces import CompletionOutput, Logprob, RequestOutput, SamplingParams
+
+__all__ = [
+    "LLM",
+    "Checkpoint",
+    "CompletionOutput",
+    "EncodingUse",
+    "Engine",
+    "InstalledPlugin",
+    "LocatedModel",
+    "Logprob",
+    "ModelReport",
+    "Registry",
+    "RequestOutput",
+    "SamplingParams",
+    "inspect_model",
+    "locate_model",
+    "open_checkpoint",
+]

@@ -1,0 +1,101 @@
+"""Prompts in all the shapes that callers give them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from inference_pio.interfaces import InvalidRequestError, SamplingParams
+
+if TYPE_CHECKING:
+    from inference_pio.processing import Tokenizer
+
+Prompt = str | Sequence[int] | Mapping[str, object]
+"""Text, token ids, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``."""
+
+Message = Mapping[str, object]
+Conversation = Sequence[Message]
+
+
+class TokenizedPrompt(NamedTuple):
+    """A prompt as the engine takes it."""
+
+    token_ids: tuple[int, ...]
+    text: str | None
+
+
+def as_prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many, always as a list.
+
+    Raises:
+        InvalidRequestError: Neither.
+    """
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if isinstance(prompts, Sequence):
+        if prompts and all(_is_integer(item) for item in prompts):
+            return [cast("Sequence[int]", prompts)]
+        return list(cast("Sequence[Prompt]", prompts))
+    raise InvalidRequestError(f"prompts must be text, token ids or a list of either, got {type(prompts).__name__}")
+
+
+def tokenize_prompt(prompt: Prompt, tokenizer: Tokenizer | None) -> TokenizedPrompt:
+    """The tokens of ``prompt``; text needs a tokenizer.
+
+    Raises:
+        InvalidRequestError: The prompt has another shape, or is text and there is no tokenizer.
+    """
+    if isinstance(prompt, Mapping):
+        if "prompt_token_ids" in prompt:
+            return tokenize_prompt(cast("Sequence[int]", prompt["prompt_token_ids"]), tokenizer)
+        if "prompt" not in prompt:
+            raise InvalidRequestError(f"a prompt mapping needs 'prompt' or 'prompt_token_ids', got {sorted(prompt)}")
+        prompt = cast("str", prompt["prompt"])
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise InvalidRequestError(
+                "this model has no tokenizer files, so text cannot be tokenized", hint="give token ids instead"
+            )
+        return TokenizedPrompt(tuple(tokenizer.encode(prompt)), prompt)
+    if isinstance(prompt, Sequence) and all(_is_integer(item) for item in prompt):
+        return TokenizedPrompt(tuple(int(item) for item in prompt), None)
+    raise InvalidRequestError(f"a prompt must be text or a list of token ids, got {type(prompt).__name__}")
+
+
+def pair_with_params(
+    count: int, params: SamplingParams | Sequence[SamplingParams] | None, default: SamplingParams
+) -> list[SamplingParams]:
+    """Sampling parameters for each of ``count`` prompts.
+
+    Raises:
+        InvalidRequestError: A list of another length, or something that is not sampling parameters.
+    """
+    if params is None:
+        return [default] * count
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if not isinstance(params, Sequence) or not all(isinstance(item, SamplingParams) for item in params):
+        raise InvalidRequestError(f"sampling_params must be SamplingParams or a list of them, got {params!r}")
+    if len(params) != count:
+        raise InvalidRequestError(f"got {len(params)} sampling parameters for {count} prompts")
+    return list(params)
+
+
+def as_conversations(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
+    """One conversation or many, always as a list.
+
+    Raises:
+        InvalidRequestError: Neither, or an empty one.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise InvalidRequestError(f"messages must be a non-empty list of messages, got {messages!r}")
+    if all(isinstance(message, Mapping) for message in messages):
+        return [cast("Conversation", messages)]
+    if all(isinstance(item, Sequence) and not isinstance(item, str) for item in messages):
+        return [conversation for item in messages for conversation in as_conversations(cast("Conversation", item))]
+    raise InvalidRequestError("messages must be dicts with 'role' and 'content', or lists of such lists")
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
