@@ -1,0 +1,202 @@
+"""Sessions over the workspace: every distribution is tested, measured and built alone, from its wheel.
+
+``nox`` without arguments runs what a change needs before it is pushed. ``nox --list`` shows the rest.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+from check_wheel import check_wheel  # noqa: E402 - tools/ is no package; the line above makes it importable
+from workspace import closure, read_members  # noqa: E402 - the same
+
+nox.needs_version = ">=2026.10"
+nox.options.default_venv_backend = "uv"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_external_run = True
+nox.options.sessions = ["lint", "boundaries", "types", "tools", "tests"]
+
+MEMBERS = read_members(ROOT)
+EACH = [nox.param(name, id=member.name) for name, member in MEMBERS.items()]
+SOURCES = os.pathsep.join(str(member.folder / "src") for member in MEMBERS.values())
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, formatting, and the security of the workflows."""
+    session.install("ruff>=0.14", "zizmor>=1.32")
+    session.run("ruff", "check", *session.posargs, ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("zizmor", "--offline", "--quiet", "--no-progress", "--persona=pedantic", ".github")
+
+
+@nox.session
+def boundaries(session: nox.Session) -> None:
+    """Who may import whom, and that what is imported is declared."""
+    session.install("import-linter>=2.16", "packaging>=24")
+    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": SOURCES})
+    session.run("python", "tools/check_workspace.py")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict types, in every distribution and in the tools."""
+    third_party = _requirements(session, "third-party.txt", _export("--all-packages", "--no-emit-workspace"))
+    session.install("-r", third_party, "mypy>=1.18", "nox>=2026.10", "packaging>=24", "types-PyYAML>=6")
+    leaves = [argument for member in MEMBERS.values() for leaf in member.leaves for argument in ("-p", leaf)]
+    session.run("mypy", *leaves, env={"MYPYPATH": SOURCES})
+    tools = [str(path) for path in sorted((ROOT / "tools").glob("*.py"))]
+    session.run("mypy", "noxfile.py", *tools, env={"MYPYPATH": "tools"})
+
+
+@nox.session
+def tools(session: nox.Session) -> None:
+    """Tests of the workspace's own tools."""
+    session.install("packaging>=24", "pytest>=8.4", "pytest-xdist>=3.8")
+    session.run("pytest", "-c", "pyproject.toml", "tools/tests", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("name", EACH)
+def tests(session: nox.Session, name: str) -> None:
+    """Tests of one distribution against its wheel; arguments go to pytest."""
+    _install(session, name, groups=False)
+    _install(session, name, groups=True)
+    _pytest(session, name)
+
+
+@nox.session
+@nox.parametrize("name", EACH)
+def lowest(session: nox.Session, name: str) -> None:
+    """Tests of one distribution with the lowest versions that it says it works with."""
+    project = MEMBERS[name].folder / "pyproject.toml"
+    compiled = _uv(
+        "pip", "compile", str(project), "--group", f"{project}:test", "--resolution", "lowest-direct",
+        "--no-header", "--no-annotate", "--python", sys.executable,
+    )  # fmt: skip
+    _install_pins(session, name, compiled, groups=True)
+    _pytest(session, name)
+
+
+@nox.session
+@nox.parametrize("name", EACH)
+def bench(session: nox.Session, name: str) -> None:
+    """Benchmarks of one distribution into bench-results/; quick ones, or all of it with ``-- --full``."""
+    _install(session, name, groups=True)
+    member = MEMBERS[name]
+    arguments = [argument for argument in session.posargs if argument != "--full"]
+    if "--full" not in session.posargs:
+        arguments.append("--quick")
+    results = ROOT / "bench-results" / member.name
+    results.mkdir(parents=True, exist_ok=True)
+    for script in sorted((member.folder / "benchmarks").glob("bench_*.py")):
+        result = results / f"{script.stem.removeprefix('bench_')}.json"
+        session.run("python", str(script), "--json", str(result), *arguments)
+        if missing := {"benchmark", "package", "results", "machine"} - json.loads(result.read_text("utf-8")).keys():
+            session.error(f"{script}: the result lacks {', '.join(sorted(missing))}")
+
+
+@nox.session
+@nox.parametrize("name", EACH)
+def coverage(session: nox.Session, name: str) -> None:
+    """Which lines of one distribution its own tests reach."""
+    _install(session, name, groups=True)
+    session.install("coverage>=7.10")
+    [leaf] = MEMBERS[name].leaves
+    data = f"--data-file={session.create_tmp()}/coverage"
+    arguments = ["-m", "pytest", "-c", "pyproject.toml", str(MEMBERS[name].folder / "tests"), *session.posargs]
+    session.run("coverage", "run", data, f"--source-pkgs={leaf}", *arguments)
+    session.run("coverage", "report", data)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Source distribution, the wheel from it, and what is inside, for every distribution, in dist/."""
+    session.install("twine>=7")
+    for member in MEMBERS.values():
+        folder = ROOT / "dist" / member.name
+        _uv("build", str(member.folder), "--out-dir", str(folder), "--clear")
+        session.run("twine", "check", "--strict", *(str(path) for path in sorted(folder.glob("*.*"))))
+        [wheel] = folder.glob("*.whl")
+        if problems := check_wheel(wheel, member):
+            session.error("\n".join(problems))
+
+
+def _install(session: nox.Session, name: str, *, groups: bool) -> None:
+    """Make the session's environment hold exactly ``name``, what it needs and, with ``groups``, its test group.
+
+    Without groups, import every module: what only tests need must not be what makes it importable.
+    """
+    chosen = ["--group", "test"] if groups else []
+    pins = _export("--package", MEMBERS[name].name, "--no-emit-workspace", *chosen)
+    _install_pins(session, name, pins, groups=groups)
+
+
+def _install_pins(session: nox.Session, name: str, pins: str, *, groups: bool) -> None:
+    """Install ``pins`` and the wheels of the closure of ``name``; then hold the environment to that."""
+    expected = sorted(closure(name, MEMBERS, groups=groups))
+    pins = "\n".join(line for line in pins.splitlines() if not line.startswith(("-e ", "./", "file:")))
+    wheels = "\n".join(str(_wheel(each)) for each in expected)
+    session.install(
+        "--exact", "-r", _requirements(session, f"{'test' if groups else 'run'}.txt", f"{pins}\n{wheels}\n")
+    )
+    [leaf] = MEMBERS[name].leaves
+    imports = [] if groups else ["--import", leaf]
+    session.run("python", "tools/check_environment.py", "--wheels", str(_wheelhouse()), *imports, *expected)
+
+
+def _pytest(session: nox.Session, name: str) -> None:
+    session.run("pytest", "-c", "pyproject.toml", str(MEMBERS[name].folder / "tests"), *session.posargs)
+
+
+def _requirements(session: nox.Session, name: str, text: str) -> str:
+    path = Path(session.create_tmp()) / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@functools.cache
+def _wheelhouse() -> Path:
+    """Wheels of this run. A new folder each time, so that no environment can keep a wheel of an earlier one."""
+    folder = tempfile.mkdtemp(prefix="pio-wheels-")
+    atexit.register(shutil.rmtree, folder)
+    return Path(folder).resolve()
+
+
+@functools.cache
+def _wheel(name: str) -> Path:
+    folder = _wheelhouse() / "build" / name
+    _uv("build", "--wheel", str(MEMBERS[name].folder), "--out-dir", str(folder))
+    [built] = folder.glob("*.whl")
+    return built.rename(_wheelhouse() / built.name)
+
+
+@functools.cache
+def _lock() -> None:
+    _uv("lock")
+
+
+def _export(*arguments: str) -> str:
+    _lock()
+    return _uv("export", "--frozen", "--no-default-groups", "--no-hashes", "--no-header", "--no-annotate", *arguments)
+
+
+def _uv(*arguments: str) -> str:
+    done = subprocess.run(["uv", "--quiet", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        message = f"uv {' '.join(arguments)}: exit code {done.returncode}\n{done.stderr}"
+        raise RuntimeError(message)
+    return done.stdout

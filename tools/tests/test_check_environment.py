@@ -1,0 +1,96 @@
+"""What check_environment says of environments made by hand: folders of installed files and their records."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parent.parent / "check_environment.py"
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """An empty virtual environment, its folder of wheels, and a way to fake installed distributions."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    [site] = (tmp_path / "venv").glob("lib/python*/site-packages")
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+
+    class Environment:
+        folder = site
+
+        def install(self, name, origin, code="x = 1\n"):
+            leaf = name.removeprefix("pio-")
+            module = site / "inference_pio" / leaf / "__init__.py"
+            module.parent.mkdir(parents=True, exist_ok=True)
+            module.write_text(code, encoding="utf-8")
+            information = site / f"{name.replace('-', '_')}-0.1.0.dist-info"
+            information.mkdir()
+            (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\n", "utf-8")
+            record = f"inference_pio/{leaf}/__init__.py,,\n{information.name}/METADATA,,\n"
+            (information / "RECORD").write_text(record, "utf-8")
+            if origin is not None:
+                (information / "direct_url.json").write_text(json.dumps(origin), "utf-8")
+
+        def wheel(self, name, code="x = 1\n"):
+            url = (wheels / f"{name.replace('-', '_')}-0.1.0-py3-none-any.whl").as_uri()
+            self.install(name, {"url": url, "archive_info": {}}, code)
+
+        def run(self, *arguments):
+            python = tmp_path / "venv" / "bin" / "python"
+            command = [python, SCRIPT, "--wheels", wheels, *arguments]
+            return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    return Environment()
+
+
+def test_exactly_the_expected_wheels(environment):
+    """Sound when what is expected is there from its wheel, and imports."""
+    environment.wheel("pio-base")
+    environment.wheel("pio-top", "import inference_pio.base\n")
+    done = environment.run("--import", "inference_pio.top", "pio-base", "pio-top")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 modules imported" in done.stdout
+
+
+def test_an_undeclared_distribution_is_found(environment):
+    """A sibling that nothing declares would hide a missing declaration."""
+    environment.wheel("pio-base")
+    environment.wheel("pio-top")
+    done = environment.run("pio-top")
+    assert (done.returncode, done.stderr) == (1, "pio-base: installed, and nothing declares it\n")
+
+
+def test_a_missing_distribution_is_found(environment):
+    """What is expected and not there."""
+    environment.wheel("pio-top")
+    done = environment.run("pio-base", "pio-top")
+    assert (done.returncode, done.stderr) == (1, "pio-base: not installed\n")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        None,
+        {"url": "file:///elsewhere/pio_top-0.1.0-py3-none-any.whl", "archive_info": {}},
+        {"url": "file:///tree/packages/pio-top", "dir_info": {"editable": True}},
+        {"url": "file:///tree/packages/pio-top", "dir_info": {}},
+    ],
+    ids=["index", "other wheel", "editable", "folder"],
+)
+def test_another_origin_is_found(environment, origin):
+    """From an index, from the tree, or from an earlier run's wheel: not what is under test."""
+    environment.install("pio-top", origin)
+    done = environment.run("pio-top")
+    assert done.returncode == 1
+    assert done.stderr.startswith("pio-top: not installed from a wheel in ")
+
+
+def test_an_import_that_fails_is_found(environment):
+    """A module that needs what is not there fails with the module's name."""
+    environment.wheel("pio-top", "import inference_pio.base\n")
+    done = environment.run("--import", "inference_pio.top", "pio-top")
+    assert done.returncode == 1
+    assert "No module named 'inference_pio.base'" in done.stderr
