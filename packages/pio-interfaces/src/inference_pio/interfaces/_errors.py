@@ -96,6 +96,10 @@ class MalformedFileError(PioError):
         self.field = field
         self.problem = problem
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Carry all arguments over to another process; ``hint`` travels in the attributes."""
+        return type(self), (self.path, self.field, self.problem), self.__dict__
+
 
 class LimitExceededError(MalformedFileError):
     """A file within the rules of its format but beyond a limit that keeps loading safe."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, cast
 
-from inference_pio.interfaces._errors import MalformedFileError
+from inference_pio.interfaces._errors import MalformedFileError, PathEscapeError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,17 +70,13 @@ def read_manifest(path: Path) -> PluginManifest:
 
     Raises:
         MalformedFileError: Unreadable, unknown or missing key, or a value of the wrong type.
+        PathEscapeError: A registered model's file lies outside of its distribution.
     """
-    if path.stat().st_size > _MAX_BYTES:
-        raise MalformedFileError(path, "size", f"more than {_MAX_BYTES} bytes")
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise MalformedFileError(path, "syntax", str(error)) from error
+    data = _read_toml(path)
     known = {"schema", "name", "distribution", "api", "architectures", "gguf", "capabilities", "grants", "models"}
     if unknown := sorted(data.keys() - known):
         raise MalformedFileError(path, unknown[0], f"unknown key; known keys are {', '.join(sorted(known))}")
-    if data.get("schema") != 1:
+    if data.get("schema") != 1 or isinstance(data["schema"], bool):
         raise MalformedFileError(path, "schema", f"must be 1, got {data.get('schema')!r}")
     api = _string(path, data, "api")
     if not _API.fullmatch(api):
@@ -104,11 +101,28 @@ def read_manifest(path: Path) -> PluginManifest:
     )
 
 
+def _read_toml(path: Path) -> dict[str, object]:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise MalformedFileError(path, "size", f"more than {_MAX_BYTES} bytes")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MalformedFileError(path, "file", error.strerror or str(error)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MalformedFileError(path, "syntax", str(error)) from error
+    except RecursionError as error:
+        raise MalformedFileError(path, "syntax", "nested too deeply") from error
+
+
 def _model(path: Path, entry: dict[str, object]) -> RegisteredModel:
     fields = ("name", "distribution", "version", "file", "license")
     if unknown := sorted(entry.keys() - set(fields)):
         raise MalformedFileError(path, f"models.{unknown[0]}", f"unknown key; known keys are {', '.join(fields)}")
-    return RegisteredModel(**{field: _string(path, entry, field) for field in fields})
+    model = RegisteredModel(**{field: _string(path, entry, field) for field in fields})
+    file = PurePosixPath(model.file)
+    if file.is_absolute() or ".." in file.parts or "\\" in model.file:
+        raise PathEscapeError(path, "models.file", f"must lie within the distribution, got {model.file!r}")
+    return model
 
 
 def _string(path: Path, data: dict[str, object], key: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from inference_pio.interfaces._errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -150,16 +151,14 @@ def _token_ids(ids: object) -> tuple[int, ...]:
 def _logit_bias(bias: object) -> dict[int, float] | None:
     if bias is None:
         return None
-    if not hasattr(bias, "items"):
+    if not isinstance(bias, Mapping):
         raise InvalidRequestError(f"logit_bias must map token ids to numbers, got {bias!r}")
     checked: dict[int, float] = {}
     for key, value in bias.items():
-        try:
-            token_id = int(key)
-        except (TypeError, ValueError):
-            raise InvalidRequestError(f"logit_bias must have token ids as keys, got {key!r}") from None
-        if token_id < 0:
+        # JSON objects have strings as keys.
+        if not (_is_integer(key) and int(key) >= 0) and not (isinstance(key, str) and key.isdecimal()):
             raise InvalidRequestError(f"logit_bias must have non-negative token ids as keys, got {key!r}")
+        token_id = int(key)
         _number(f"logit_bias[{token_id}]", value, -100.0, 100.0)
         checked[token_id] = float(value)
     return checked
