@@ -1,0 +1,25 @@
+"""Layered settings that know their origin, and model configs from ``config.json`` and GGUF metadata. No torch."""
+
+from inference_pio.config._build import build_config, token_ids
+from inference_pio.config._files import read_json
+from inference_pio.config._gguf import gguf_to_hf
+from inference_pio.config._model_files import read_generation_config, read_model_config
+from inference_pio.config._paths import cache_dir
+from inference_pio.config._resolve import ResolvedSettings, SettingRow, load_settings
+from inference_pio.config._rope import parse_rope
+from inference_pio.config._settings import Settings
+
+__all__ = [
+    "ResolvedSettings",
+    "SettingRow",
+    "Settings",
+    "build_config",
+    "cache_dir",
+    "gguf_to_hf",
+    "load_settings",
+    "parse_rope",
+    "read_generation_config",
+    "read_json",
+    "read_model_config",
+    "token_ids",
+]
