@@ -31,6 +31,7 @@ nox.options.sessions = ["lint", "boundaries", "types", "tools", "tests"]
 
 MEMBERS = read_members(ROOT)
 EACH = [nox.param(name, id=member.name) for name, member in MEMBERS.items()]
+NO_TESTS_COLLECTED = 5
 SOURCES = os.pathsep.join(str(member.folder / "src") for member in MEMBERS.values())
 
 
@@ -55,7 +56,9 @@ def boundaries(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Strict types, in every distribution and in the tools."""
     third_party = _requirements(session, "third-party.txt", _export("--all-packages", "--no-emit-workspace"))
-    session.install("-r", third_party, "mypy>=1.18", "nox>=2026.10", "packaging>=24", "types-PyYAML>=6")
+    session.install(
+        "-r", third_party, "mypy>=1.18", "nox>=2026.10", "packaging>=24", "types-PyYAML>=6", "types-psutil>=7"
+    )
     leaves = [argument for member in MEMBERS.values() for leaf in member.leaves for argument in ("-p", leaf)]
     session.run("mypy", *leaves, env={"MYPYPATH": SOURCES})
     tools = [str(path) for path in sorted((ROOT / "tools").glob("*.py"))]
@@ -76,6 +79,14 @@ def tests(session: nox.Session, name: str) -> None:
     _install(session, name, groups=False)
     _install(session, name, groups=True)
     _pytest(session, name)
+
+
+@nox.session
+@nox.parametrize("name", EACH)
+def slow(session: nox.Session, name: str) -> None:
+    """The tests of one distribution that take minutes."""
+    _install(session, name, groups=True)
+    _pytest(session, name, "-m", "slow", success_codes=(0, NO_TESTS_COLLECTED))
 
 
 @nox.session
@@ -118,7 +129,7 @@ def coverage(session: nox.Session, name: str) -> None:
     [leaf] = MEMBERS[name].leaves
     data = f"--data-file={session.create_tmp()}/coverage"
     arguments = ["-m", "pytest", "-c", "pyproject.toml", str(MEMBERS[name].folder / "tests"), *session.posargs]
-    session.run("coverage", "run", data, f"--source-pkgs={leaf}", *arguments)
+    session.run("coverage", "run", data, f"--source={leaf}", *arguments)
     session.run("coverage", "report", data)
 
 
@@ -129,8 +140,8 @@ def build(session: nox.Session) -> None:
     for member in MEMBERS.values():
         folder = ROOT / "dist" / member.name
         _uv("build", str(member.folder), "--out-dir", str(folder), "--clear")
-        session.run("twine", "check", "--strict", *(str(path) for path in sorted(folder.glob("*.*"))))
-        [wheel] = folder.glob("*.whl")
+        [source], [wheel] = folder.glob("*.tar.gz"), folder.glob("*.whl")
+        session.run("twine", "check", "--strict", str(source), str(wheel))
         if problems := check_wheel(wheel, member):
             session.error("\n".join(problems))
 
@@ -158,8 +169,9 @@ def _install_pins(session: nox.Session, name: str, pins: str, *, groups: bool) -
     session.run("python", "tools/check_environment.py", "--wheels", str(_wheelhouse()), *imports, *expected)
 
 
-def _pytest(session: nox.Session, name: str) -> None:
-    session.run("pytest", "-c", "pyproject.toml", str(MEMBERS[name].folder / "tests"), *session.posargs)
+def _pytest(session: nox.Session, name: str, *options: str, success_codes: tuple[int, ...] = (0,)) -> None:
+    tests = str(MEMBERS[name].folder / "tests")
+    session.run("pytest", "-c", "pyproject.toml", tests, *options, *session.posargs, success_codes=success_codes)
 
 
 def _requirements(session: nox.Session, name: str, text: str) -> str:

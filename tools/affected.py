@@ -4,7 +4,8 @@
 # ///
 """Which distributions a change affects: those it touches, and everything whose environment holds one of them.
 
-A path outside of every member (the root's configuration, a tool, a page) selects all of them.
+A path outside of every member (the root's configuration, a tool, a page) selects all of them. So does an all-zero base,
+which is what a CI system gives for the commit before a branch's first.
 """
 
 from __future__ import annotations
@@ -27,15 +28,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Which distributions a change affects.")
     parser.add_argument("--base", default="origin/main", help="revision to compare with (default: %(default)s)")
     parser.add_argument("--head", default="HEAD", help="revision that is compared (default: %(default)s)")
+    parser.add_argument("--all", action="store_true", help="name every distribution, whatever changed")
     parser.add_argument("--root", type=Path, default=ROOT, help="root of the workspace (default: around this file)")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     arguments = parser.parse_args()
     root = arguments.root.resolve()
-    try:
-        paths = changed_paths(root, arguments.base, arguments.head)
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"affected: git: {error.stderr.strip()}")
-    names = affected(paths, read_members(root), root)
+    members = read_members(root)
+    if arguments.all or not arguments.base.strip("0"):
+        names = sorted(member.name for member in members.values())
+    else:
+        try:
+            names = affected(changed_paths(root, arguments.base, arguments.head), members, root)
+        except subprocess.CalledProcessError as error:
+            sys.exit(f"affected: git: {error.stderr.strip()}")
     print(json.dumps(names) if arguments.json else "\n".join(names))
 
 

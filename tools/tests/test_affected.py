@@ -113,6 +113,12 @@ def test_no_change_affects_nothing(repository):
     assert json.loads(run(repository.root, "--base", "HEAD", "--json").stdout) == []
 
 
+@pytest.mark.parametrize("arguments", [("--all",), ("--base", "0" * 40)])
+def test_everything_is_named_on_request(toy, arguments):
+    """At night, and for a branch that has no commit to compare with; git is not asked."""
+    assert json.loads(run(toy.root, *arguments, "--json").stdout) == EVERYTHING
+
+
 def test_an_unknown_revision_is_an_error(repository):
     """Not the empty list: a job that sees nothing to do would pass."""
     done = run(repository.root, "--base", "nowhere", "--json")
