@@ -61,6 +61,16 @@ def ragged() -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 @pytest.fixture
+def assert_close():
+    """Compare within a tolerance, naming the case in the message."""
+
+    def check(out: Tensor, expected: Tensor, tolerance: float, label: str) -> None:
+        torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance, msg=lambda text: f"{label}: {text}")
+
+    return check
+
+
+@pytest.fixture
 def make_qkv() -> MakeQKV:
     """Random packed queries, keys and values from a fixed seed."""
     generator = torch.Generator().manual_seed(0)

@@ -23,14 +23,8 @@ def spec_of(heads, reach, head_dim=16, scale=None):
     )
 
 
-def assert_close(out, expected, tolerance, label):
-    torch.testing.assert_close(
-        out, expected, atol=tolerance, rtol=tolerance, msg=lambda text: f"query_lens, key_lens = {label}: {text}"
-    )
-
-
 @pytest.mark.parametrize("name", BACKENDS)
-def test_attend_equals_reference(name, heads, reach, dtype, tolerance, ragged, make_qkv):
+def test_attend_equals_reference(name, heads, reach, dtype, tolerance, ragged, make_qkv, assert_close):
     """Packed sequences: every backend gives the reference's numbers for every head layout, reach and raggedness."""
     spec, backend = spec_of(heads, reach), BACKENDS[name]()
     for query_lens, key_lens in ragged:
@@ -38,7 +32,7 @@ def test_attend_equals_reference(name, heads, reach, dtype, tolerance, ragged, m
         with torch.inference_mode():
             out = backend.attend(q, k, v, spec, query_lens=query_lens, key_lens=key_lens)
             expected = ReferenceAttention().attend(q, k, v, spec, query_lens=query_lens, key_lens=key_lens)
-        assert_close(out, expected, tolerance, (query_lens, key_lens))
+        assert_close(out, expected, tolerance, f"query_lens, key_lens = {query_lens}, {key_lens}")
 
 
 @pytest.mark.parametrize("name", BACKENDS)
