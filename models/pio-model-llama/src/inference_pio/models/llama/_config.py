@@ -1,0 +1,140 @@
+"""The config of a Llama checkpoint, and what follows from it without torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from inference_pio.config import build_config, token_ids
+from inference_pio.interfaces import AttentionSpec, DynamicScaling, ModelShape, RopeParameters, YarnScaling
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_Size = Annotated[int, Meta(ge=1, le=2**20)]
+_Vocabulary = Annotated[int, Meta(ge=1, le=2**24)]
+_Context = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+_Depth = Annotated[int, Meta(ge=1, le=1024)]
+_Epsilon = Annotated[float, Meta(gt=0.0, le=1.0)]
+
+
+class LlamaConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes and switches, under the names and with the defaults of ``config.json``.
+
+    Attributes:
+        vocab_size: ``V``.
+        hidden_size: ``E``.
+        intermediate_size: ``F``.
+        num_hidden_layers: Decoder layers.
+        num_attention_heads: ``H``.
+        num_key_value_heads: ``K``; None is ``H``.
+        head_dim: ``D``; None is ``E / H``.
+        hidden_act: Activation of the gate.
+        max_position_embeddings: Context length of training, in tokens.
+        rms_norm_eps: Epsilon of every norm.
+        rope: The rotary embedding.
+        attention_bias: Whether the four projections of attention have a bias.
+        mlp_bias: Whether the three projections of the MLP have a bias.
+        bos_token_id: First token of a sequence, or None.
+        eos_token_id: Tokens that end a generation.
+
+    Raises:
+        ValueError: The sizes contradict each other.
+    """
+
+    vocab_size: _Vocabulary
+    hidden_size: _Size
+    intermediate_size: _Size
+    num_hidden_layers: _Depth
+    num_attention_heads: _Size
+    num_key_value_heads: _Size | None = None
+    head_dim: _Size | None = None
+    hidden_act: Literal["silu", "gelu"] = "silu"
+    max_position_embeddings: _Context = 2048
+    rms_norm_eps: _Epsilon = 1e-6
+    rope: RopeParameters
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    bos_token_id: int | None = None
+    eos_token_id: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads != 0:
+            msg = (
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads}) where head_dim is not given"
+            )
+            raise ValueError(msg)
+        if self.num_attention_heads % self.kv_heads != 0:
+            msg = (
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
+                f"({self.kv_heads})"
+            )
+            raise ValueError(msg)
+        if self.head_size % 2 != 0:
+            msg = f"head_dim must be even for the rotary embedding, got {self.head_size}"
+            raise ValueError(msg)
+
+    @property
+    def kv_heads(self) -> int:
+        """``K``, resolved."""
+        return self.num_attention_heads if self.num_key_value_heads is None else self.num_key_value_heads
+
+    @property
+    def head_size(self) -> int:
+        """``D``, resolved."""
+        return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def context(self) -> int:
+        """Context length in tokens: yarn and dynamic NTK extend that of training by their factor."""
+        scaling = self.rope.scaling
+        if isinstance(scaling, YarnScaling | DynamicScaling):
+            return max(self.max_position_embeddings, int(scaling.original_max_position * scaling.factor))
+        return self.max_position_embeddings
+
+
+def parse_config(raw: Mapping[str, object], *, ignore_unknown: bool = False) -> LlamaConfig:
+    """The config in ``raw``, a ``config.json``-shaped mapping.
+
+    Raises:
+        ConfigError: Unknown or missing key, value out of bounds, or sizes that contradict each other.
+    """
+    tokens = {
+        "bos_token_id": next(iter(token_ids(raw, "bos_token_id")), None),
+        "eos_token_id": token_ids(raw, "eos_token_id"),
+    }
+    return build_config(LlamaConfig, {**raw, **tokens}, ignore_unknown=ignore_unknown)
+
+
+def model_shape(config: LlamaConfig, *, tied_head: bool) -> ModelShape:
+    """What the engine must know of a model of ``config``."""
+    spec = AttentionSpec(num_heads=config.num_attention_heads, num_kv_heads=config.kv_heads, head_dim=config.head_size)
+    return ModelShape(
+        architecture="LlamaForCausalLM",
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        max_position=config.context,
+        attention=(spec,) * config.num_hidden_layers,
+        num_parameters=_num_parameters(config, tied_head=tied_head),
+        bos_token_id=config.bos_token_id,
+        eos_token_ids=config.eos_token_id,
+    )
+
+
+def _num_parameters(config: LlamaConfig, *, tied_head: bool) -> int:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_size
+    keys = config.kv_heads * config.head_size
+    attention = hidden * (queries + 2 * keys) + queries * hidden
+    if config.attention_bias:
+        attention += queries + 2 * keys + hidden
+    mlp = 3 * hidden * inner
+    if config.mlp_bias:
+        mlp += 2 * inner + hidden
+    layer = attention + mlp + 2 * hidden
+    embeddings = config.vocab_size * hidden * (1 if tied_head else 2)
+    return embeddings + config.num_hidden_layers * layer + hidden
