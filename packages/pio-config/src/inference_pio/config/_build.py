@@ -114,7 +114,7 @@ def _unknown_keys(unknown: list[str], known: set[str], origin: str) -> ConfigErr
         return ConfigError(f"{origin}: {first} is supported as {NEUTRAL_VALUES[first][0]!r} only{more}", hint=_WAY_OUT)
     guess = did_you_mean(first, known) if isinstance(first, str) else None
     hint = _WAY_OUT if guess is None else f"{guess} {_WAY_OUT}"
-    return ConfigError(f"{origin}: unknown key {shown_key(first)!r}{more}", hint=hint)
+    return ConfigError(f"{origin}: unknown key {shown(first)}{more}", hint=hint)
 
 
 def _max_position(values: Mapping[str, Any], fields: Mapping[str, FieldInfo], origin: str) -> int:

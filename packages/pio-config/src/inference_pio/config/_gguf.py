@@ -6,6 +6,7 @@ A GGUF file says what it is in ``general.architecture`` and describes the model 
 
 from __future__ import annotations
 
+import math
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -124,10 +125,16 @@ def _add_head_dim(raw: dict[str, object], own: Mapping[str, object], prefix: str
     if rotated is not None and rotated != head_dim:
         if not isinstance(rotated, int) or not isinstance(head_dim, int) or not 0 < rotated < head_dim:
             raise ConfigError(
-                f"GGUF metadata: {prefix}.rope.dimension_count {shown(rotated)} must be at most the head dimension "
+                f"GGUF metadata: {prefix}.rope.dimension_count {shown(rotated)} must be from 1 to the head dimension "
                 f"{shown(head_dim)}"
             )
-        raw["partial_rotary_factor"] = rotated / head_dim
+        raw["partial_rotary_factor"] = _share(rotated, head_dim)
+
+
+def _share(rotated: int, head_dim: int) -> float:
+    """A share of ``head_dim`` that, multiplied and cut to an integer as everyone does, gives ``rotated`` back."""
+    share = rotated / head_dim
+    return share if int(head_dim * share) == rotated else math.nextafter(share, 1.0)
 
 
 def _add_vocabulary(raw: dict[str, object], metadata: Mapping[str, object]) -> None:

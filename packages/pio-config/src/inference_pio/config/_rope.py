@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from inference_pio.config._text import did_you_mean, shown, shown_key
+from inference_pio.config._text import did_you_mean, shown
 from inference_pio.config._values import convert
 from inference_pio.interfaces import (
     ConfigError,
@@ -185,7 +185,7 @@ def _fill(cls: type[T], body: Mapping[str, object], where: str, *, ignore_unknow
                 values[key] = convert(value, fields[key].type, what=f"{where}: {key}")
         elif not ignore_unknown:
             guess = did_you_mean(key, fields) if isinstance(key, str) else None
-            raise ConfigError(f"{where}: unknown key {shown_key(key)!r}", hint=guess)
+            raise ConfigError(f"{where}: unknown key {shown(key)}", hint=guess)
     if missing := [name for name, field in fields.items() if field.required and name not in values]:
         raise ConfigError(f"{where}: {', '.join(missing)} missing")
     return cls(**values)

@@ -24,6 +24,7 @@ USER_FILES = ("config.toml", "config.yaml", "config.yml", "config.json")
 _PREFIX = "PIO_"
 _OTHER_VARIABLES = ("PIO_DEBUG", "PIO_NO_PROGRESS")
 _MAX_BYTES = 64 << 10
+_MAX_YAML_BRACKETS = 500
 _MAX_PYPROJECT_BYTES = 1 << 20
 
 # A folder that someone else wrote must not send downloads, and the token that goes with them, to a host of its choice.
@@ -120,7 +121,7 @@ def _check_key(key: object, origin: str) -> None:
     known = _types()
     if key not in known:
         hint = did_you_mean(str(key).replace("-", "_"), known) or f"settings are {', '.join(known)}"
-        raise ConfigError(f"{origin}: unknown setting {shown_key(key)!r}", hint=hint)
+        raise ConfigError(f"{origin}: unknown setting {shown(key)}", hint=hint)
 
 
 def _checked(key: str, value: object, origin: str, *, from_text: bool = False) -> object:
@@ -190,6 +191,9 @@ def _yaml(data: bytes, origin: str) -> object:
 
     try:
         text = data.decode("utf-8")
+        # The scanner's time grows with the square of open brackets: a small file could take minutes.
+        if text.count("[") + text.count("{") > _MAX_YAML_BRACKETS:
+            raise ConfigError(f"{origin}: more than {_MAX_YAML_BRACKETS} brackets")
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
             raise ConfigError(f"{origin}: YAML aliases are not allowed")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
