@@ -1,0 +1,22 @@
+"""Text to token ids and back: tokenizers, sandboxed chat templates, incremental detokenization. No torch.
+
+The libraries that do the work (``tokenizers``, ``jinja2``) are imported when they are first needed.
+"""
+
+from inference_pio.processing._detokenizer import IncrementalDetokenizer
+from inference_pio.processing._folder import tokenizer_from_folder
+from inference_pio.processing._gguf import tokenizer_from_gguf
+from inference_pio.processing._meter import TemplateLimits
+from inference_pio.processing._stops import StopMatcher
+from inference_pio.processing._template import ChatTemplate
+from inference_pio.processing._tokenizer import Tokenizer
+
+__all__ = [
+    "ChatTemplate",
+    "IncrementalDetokenizer",
+    "StopMatcher",
+    "TemplateLimits",
+    "Tokenizer",
+    "tokenizer_from_folder",
+    "tokenizer_from_gguf",
+]
