@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import platform
 import stat
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +26,14 @@ _OPEN_FLAGS = (
     | getattr(os, "O_NONBLOCK", 0)
     | getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_BINARY", 0)
+)
+
+# Linux refuses a writable private mapping larger than memory and swap unless told that no space need be set aside, and
+# most pages are never written to. Python names the flag from 3.13 on; the number is that of the listed machines.
+_NO_RESERVE: int = getattr(
+    mmap,
+    "MAP_NORESERVE",
+    0x4000 if sys.platform == "linux" and platform.machine() in {"x86_64", "aarch64", "riscv64"} else 0,
 )
 
 
@@ -52,7 +62,7 @@ class MappedFile:
             self.size = os.fstat(self._fd).st_size
             if self.size == 0:
                 raise MalformedFileError(path, "size", "the file is empty", hint="download it again")
-            self._data: mmap.mmap | None = self._map(mmap.ACCESS_READ)
+            self._data: mmap.mmap | None = self._map(writable=False)
         except PioError:
             os.close(self._fd)
             raise
@@ -77,7 +87,7 @@ class MappedFile:
         if self._fd is None:
             raise _closed(self.path)
         if self._writable is None:
-            self._writable = np.frombuffer(self._map(mmap.ACCESS_COPY), np.uint8)
+            self._writable = np.frombuffer(self._map(writable=True), np.uint8)
         return self._writable[offset : offset + nbytes]
 
     def release(self, offset: int, nbytes: int) -> None:
@@ -85,10 +95,11 @@ class MappedFile:
 
         What they show does not change: they are read from the file again when next touched.
         """
+        data = self.data
         first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
         length = (offset + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
         if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
-            self.data.madvise(mmap.MADV_DONTNEED, first, length)
+            data.madvise(mmap.MADV_DONTNEED, first, length)
 
     def close(self) -> None:
         """Close the file. Views stay valid; their mapping goes when the last of them does."""
@@ -96,10 +107,13 @@ class MappedFile:
             os.close(self._fd)
         self._fd = self._data = self._bytes = self._writable = None
 
-    def _map(self, access: int) -> mmap.mmap:
+    def _map(self, *, writable: bool) -> mmap.mmap:
         assert self._fd is not None
         try:
-            return mmap.mmap(self._fd, self.size, access=access)
+            if writable and hasattr(mmap, "MAP_PRIVATE"):
+                flags, protection = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+                return mmap.mmap(self._fd, self.size, flags=flags, prot=protection)
+            return mmap.mmap(self._fd, self.size, access=mmap.ACCESS_COPY if writable else mmap.ACCESS_READ)
         except ValueError as error:  # Python's own check that the file is not shorter than the mapping
             raise MalformedFileError(self.path, "size", "the file shrank while it was open") from error
         except OSError as error:

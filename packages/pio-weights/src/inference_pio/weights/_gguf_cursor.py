@@ -113,7 +113,11 @@ class Cursor:
             if length > self.end - start:
                 raise self.malformed(field, f"claims {length} bytes, but the file ends before that")
             raise self.too_much(field, f"a string of {length} bytes, more than {max_bytes}", limit)
-        return self._text(self.take(length, field), field, start)
+        data = self.take(length, field)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.malformed(field, f"not UTF-8: {error.reason}", at=start + 8 + error.start) from error
 
     def strings(self, count: int, field: str, max_bytes: int) -> list[str]:
         """``count`` strings, as fast as vocabularies want to be read.
@@ -122,7 +126,7 @@ class Cursor:
         """
         strings: list[str] = []
         while len(strings) < count:
-            some = self._window_of_strings(count - len(strings), field) if max_bytes >= _SHORT else []
+            some = self._window_of_strings(count - len(strings)) if max_bytes >= _SHORT else []
             if not some:
                 some = [
                     self.string(f"{field}[{index}]", max_bytes, "max_array_string_bytes")
@@ -131,7 +135,7 @@ class Cursor:
             strings += some
         return strings
 
-    def _window_of_strings(self, count: int, field: str) -> list[str]:
+    def _window_of_strings(self, count: int) -> list[str]:
         """Up to ``count`` strings by whole-array operations, or none if the next ones are not of the simple kind.
 
         A string of 1 to 255 bytes begins with its length and seven zeros. All places that look so are found at once;
@@ -159,12 +163,9 @@ class Cursor:
             return []
         text = window[:length].copy()
         text[places[:right]] = 0
-        joined = self._text(text[~zero[:length]].tobytes(), field, start)  # of each length, one zero is left
+        try:
+            joined: str = text[~zero[:length]].tobytes().decode("utf-8")  # of each length, one zero is left
+        except UnicodeDecodeError:
+            return []  # reading one by one says which string it is
         self.position += length
         return joined.split("\0")[1:]
-
-    def _text(self, data: bytes, field: str, start: int) -> str:
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self.malformed(field, f"not UTF-8: {error.reason}", at=start + error.start) from error
