@@ -27,7 +27,7 @@ nox.needs_version = ">=2026.10"
 nox.options.default_venv_backend = "uv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_external_run = True
-nox.options.sessions = ["lint", "boundaries", "types", "tools", "tests"]
+nox.options.sessions = ["lint", "boundaries", "types", "tools", "docs", "tests"]
 
 MEMBERS = read_members(ROOT)
 EACH = [nox.param(name, id=member.name) for name, member in MEMBERS.items()]
@@ -70,6 +70,17 @@ def tools(session: nox.Session) -> None:
     """Tests of the workspace's own tools."""
     session.install("packaging>=24", "pytest>=8.4", "pytest-xdist>=3.8")
     session.run("pytest", "-c", "pyproject.toml", "tools/tests", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, with warnings as errors, in site/; and its pages followed by tests."""
+    pins = _export("--all-packages", "--group", "test", "--no-emit-workspace")
+    wheels = "\n".join(str(_wheel(name)) for name in MEMBERS)
+    tools = ("furo>=2025.12.19", "myst-parser>=5", "sphinx>=9")
+    session.install("--exact", "-r", _requirements(session, "docs.txt", f"{pins}\n{wheels}\n"), *tools)
+    session.run("sphinx-build", "--fresh-env", "--fail-on-warning", "--keep-going", "--quiet", "docs", "site")
+    session.run("pytest", "-c", "pyproject.toml", "docs/tests", *session.posargs)
 
 
 @nox.session
