@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from inference_pio.config._paths import config_folder, home_folder
-from inference_pio.config._settings import Settings
+from inference_pio.config._settings import Settings, setting_types
 from inference_pio.config._sources import (
     Entry,
     from_environment,
@@ -97,10 +97,7 @@ def load_settings(
     chosen: dict[str, Entry] = {}
     for layer in layers:
         chosen.update(layer)
-    origins = {
-        field.name: chosen[field.name].origin if field.name in chosen else "default"
-        for field in msgspec.structs.fields(Settings)
-    }
+    origins = {key: chosen[key].origin if key in chosen else "default" for key in setting_types()}
     values = {key: entry.value for key, entry in chosen.items()}
     return ResolvedSettings(msgspec.convert(values, Settings), origins)
 

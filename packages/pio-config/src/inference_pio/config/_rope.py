@@ -4,10 +4,8 @@ Old: ``rope_theta``, ``partial_rotary_factor`` and ``rope_scaling: {type | rope_
 New: all of them in ``rope_parameters: {rope_type, rope_theta, partial_rotary_factor, factor, ...}``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -21,11 +19,9 @@ from inference_pio.interfaces import (
     Llama3Scaling,
     LongRopeScaling,
     RopeParameters,
+    RopeScaling,
     YarnScaling,
 )
-
-if TYPE_CHECKING:
-    from inference_pio.interfaces import RopeScaling
 
 T = TypeVar("T", bound=msgspec.Struct)
 

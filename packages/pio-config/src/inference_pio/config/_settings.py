@@ -1,7 +1,7 @@
 """All settings of Inference-PIO, with their defaults and bounds."""
 
-from __future__ import annotations
-
+from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import msgspec
@@ -55,3 +55,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cache_dir: _Name | None = None
     ignore_unknown_keys: bool = False
     hub_endpoint: Annotated[str, Meta(pattern=r"^https?://\S+\Z", description="an http(s) URL")] | None = None
+
+
+@cache
+def setting_types() -> MappingProxyType[str, object]:
+    """The type of each setting with its bounds, by key, in documented order."""
+    return MappingProxyType({field.name: field.type for field in msgspec.structs.fields(Settings)})

@@ -6,10 +6,8 @@ import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from inference_pio.config._files import decode_json, read_bytes
-from inference_pio.config._settings import Settings
+from inference_pio.config._settings import setting_types
 from inference_pio.config._text import did_you_mean, nearest, shown, shown_key
 from inference_pio.config._values import convert
 from inference_pio.interfaces import ConfigError, LimitExceededError, MalformedFileError
@@ -56,7 +54,7 @@ def from_environment(env: Mapping[str, str]) -> dict[str, Entry]:
     Other programs may use the prefix, so an unknown name is an error only if it looks like a slip of a known one.
     """
     layer: dict[str, Entry] = {}
-    known = {_PREFIX + key.upper(): key for key in _types()}
+    known = {_PREFIX + key.upper(): key for key in setting_types()}
     for name in sorted(env):
         if not name.startswith(_PREFIX) or name in _OTHER_VARIABLES or not env[name]:
             continue
@@ -113,19 +111,15 @@ def _layer(table: Mapping[str, object], origin: str) -> dict[str, Entry]:
     return {key: Entry(_checked(key, value, origin), origin) for key, value in table.items()}
 
 
-def _types() -> dict[str, object]:
-    return {field.name: field.type for field in msgspec.structs.fields(Settings)}
-
-
 def _check_key(key: object, origin: str) -> None:
-    known = _types()
+    known = setting_types()
     if key not in known:
         hint = did_you_mean(str(key).replace("-", "_"), known) or f"settings are {', '.join(known)}"
         raise ConfigError(f"{origin}: unknown setting {shown(key)}", hint=hint)
 
 
 def _checked(key: str, value: object, origin: str, *, from_text: bool = False) -> object:
-    return convert(value, _types()[key], what=f"{origin}: {key}", from_text=from_text)
+    return convert(value, setting_types()[key], what=f"{origin}: {key}", from_text=from_text)
 
 
 def _read(path: Path, origin: str) -> dict[str, object] | None:
