@@ -29,6 +29,18 @@ def test_blocks_decode_bit_for_bit(encoding, count, random_blocks):
     assert_same_bits(dequantize(encoding, blocks, count * elements), expected)
 
 
+@pytest.mark.parametrize("encoding", decodable_encodings())
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_stored_bytes_are_left_alone(encoding, count):
+    """Read-only, unaligned bytes decode, as those of a mapping are."""
+    elements, nbytes = block_layout(encoding)
+    stored = np.frombuffer(b"x" + bytes(range(256)) * 5, np.uint8)[1 : 1 + count * nbytes]
+    before = stored.copy()
+    decoded = dequantize(encoding, stored, count * elements)
+    np.testing.assert_array_equal(stored, before)
+    np.testing.assert_array_equal(decoded, dequantize(encoding, before, count * elements))
+
+
 @pytest.mark.parametrize("encoding", BLOCKS)
 def test_more_than_a_chunk_decodes_bit_for_bit(encoding, random_blocks):
     """Borders of the chunks, and a last chunk that is not full, change nothing."""

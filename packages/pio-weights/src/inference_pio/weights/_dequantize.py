@@ -22,9 +22,16 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
     Floats = NDArray[np.float32]
+    Words = NDArray[np.uint64]
 
 # Temporaries are a few times this many bytes: small beside the result, large beside the cost of a NumPy call.
 _CHUNK_ELEMENTS = 1 << 18
+
+# Patterns over the eight bytes of a word; NumPy scalars, because NumPy 1 turns uint64 and a Python int into float64.
+_LOW_BITS = np.uint64(0x0101010101010101)
+_LOW_NIBBLES = np.uint64(0x0F0F0F0F0F0F0F0F)
+_HIGH_PAIRS = np.uint64(0x3030303030303030)
+_FOUR = np.uint64(4)
 
 
 def dequantize(encoding: str, packed: NDArray[np.uint8], numel: int) -> NDArray[np.float32]:
@@ -129,19 +136,27 @@ def _half(blocks: Bytes, start: int, count: int = 1) -> Floats:
     return blocks[:, start : start + 2 * count].view("<f2").astype(np.float32)
 
 
-def _nibbles(packed: Bytes) -> Bytes:
-    """(n, ...) bytes to (n, ..., 2, width) of their low, then their high four bits."""
-    out = np.empty((*packed.shape[:-1], 2, packed.shape[-1]), np.uint8)
-    np.bitwise_and(packed, 15, out=out[..., 0, :])
-    np.right_shift(packed, 4, out=out[..., 1, :])
+def _words(packed: Bytes) -> Words:
+    """(n, ..., width) bytes, copied together, as eight to a word: bit operations then cost an eighth."""
+    return np.array(packed, order="C").view(np.uint64)
+
+
+def _nibbles(packed: Bytes) -> Words:
+    """(n, ..., width) bytes to (n, ..., 2, width / 8) words of their low, then their high four bits."""
+    words = _words(packed)
+    out = np.empty((*words.shape[:-1], 2, words.shape[-1]), np.uint64)
+    np.bitwise_and(words, _LOW_NIBBLES, out=out[..., 0, :])
+    np.right_shift(words, _FOUR, out=words)
+    np.bitwise_and(words, _LOW_NIBBLES, out=out[..., 1, :])
     return out
 
 
-def _fifth_bits(packed: Bytes) -> Bytes:
-    """(n, 4) bytes to (n, 32) of their bits, each as 0 or 16."""
-    bits = np.unpackbits(packed, axis=1, bitorder="little")
-    np.left_shift(bits, 4, out=bits)
-    return bits
+def _add_fifth_bits(quants: Words, packed: Bytes) -> None:
+    """Set bit 4 of the 32 quants of each block from the 32 bits in its four bytes ``packed``."""
+    bits = np.unpackbits(packed, axis=1, bitorder="little").view(np.uint64)
+    np.left_shift(bits, _FOUR, out=bits)
+    rows = quants.reshape(-1, 4)
+    np.bitwise_or(rows, bits, out=rows)
 
 
 def _scale_32(quants: NDArray[np.int8] | Bytes, scale: Floats, out: Floats) -> None:
@@ -150,30 +165,30 @@ def _scale_32(quants: NDArray[np.int8] | Bytes, scale: Floats, out: Floats) -> N
 
 
 def _decode_q4_0(blocks: Bytes, out: Floats) -> None:
-    quants = _nibbles(blocks[:, 2:]).reshape(-1, 32).view(np.int8)
+    quants = _nibbles(blocks[:, 2:]).view(np.int8).reshape(-1, 32)
     np.subtract(quants, 8, out=quants)
     _scale_32(quants, _half(blocks, 0), out)
 
 
 def _decode_q4_1(blocks: Bytes, out: Floats) -> None:
     scale_min = _half(blocks, 0, 2)
-    _scale_32(_nibbles(blocks[:, 4:]).reshape(-1, 32), scale_min[:, :1], out)
+    _scale_32(_nibbles(blocks[:, 4:]).view(np.uint8).reshape(-1, 32), scale_min[:, :1], out)
     np.add(out, scale_min[:, 1:], out=out)
 
 
 def _decode_q5_0(blocks: Bytes, out: Floats) -> None:
-    quants = _nibbles(blocks[:, 6:]).reshape(-1, 32)
-    np.bitwise_or(quants, _fifth_bits(blocks[:, 2:6]), out=quants)
-    signed = quants.view(np.int8)
+    quants = _nibbles(blocks[:, 6:])
+    _add_fifth_bits(quants, blocks[:, 2:6])
+    signed = quants.view(np.int8).reshape(-1, 32)
     np.subtract(signed, 16, out=signed)
     _scale_32(signed, _half(blocks, 0), out)
 
 
 def _decode_q5_1(blocks: Bytes, out: Floats) -> None:
     scale_min = _half(blocks, 0, 2)
-    quants = _nibbles(blocks[:, 8:]).reshape(-1, 32)
-    np.bitwise_or(quants, _fifth_bits(blocks[:, 4:8]), out=quants)
-    _scale_32(quants, scale_min[:, :1], out)
+    quants = _nibbles(blocks[:, 8:])
+    _add_fifth_bits(quants, blocks[:, 4:8])
+    _scale_32(quants.view(np.uint8).reshape(-1, 32), scale_min[:, :1], out)
     np.add(out, scale_min[:, 1:], out=out)
 
 
@@ -194,32 +209,40 @@ def _k_scales(blocks: Bytes) -> tuple[Floats, Floats]:
     return (scale_min[:, :1] * scales)[:, :, None], (scale_min[:, 1:] * minima)[:, :, None]
 
 
-def _decode_q4_k(blocks: Bytes, out: Floats) -> None:
-    scales, minima = _k_scales(blocks)
+def _scale_k(quants: Words, scales: Floats, minima: Floats, out: Floats) -> None:
     groups = out.reshape(-1, 8, 32)
-    np.copyto(groups, _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).reshape(-1, 8, 32))
+    np.copyto(groups, quants.view(np.uint8).reshape(-1, 8, 32))
     np.multiply(groups, scales, out=groups)
     np.subtract(groups, minima, out=groups)
+
+
+def _decode_q4_k(blocks: Bytes, out: Floats) -> None:
+    _scale_k(_nibbles(blocks[:, 16:].reshape(-1, 4, 32)), *_k_scales(blocks), out)
 
 
 def _decode_q5_k(blocks: Bytes, out: Floats) -> None:
-    scales, minima = _k_scales(blocks)
-    quants = _nibbles(blocks[:, 48:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
-    high = blocks[:, 16:48]
-    for group in range(8):
-        quants[:, group] |= (high >> group & 1) << 4
-    groups = out.reshape(-1, 8, 32)
-    np.copyto(groups, quants)
-    np.multiply(groups, scales, out=groups)
-    np.subtract(groups, minima, out=groups)
+    quants = _nibbles(blocks[:, 48:].reshape(-1, 4, 32)).reshape(-1, 8, 4)
+    high = _words(blocks[:, 16:48])
+    bits = np.empty_like(high)
+    for group in range(8):  # bit `group` of the 32 bytes is the fifth bit of sub-block `group`
+        np.right_shift(high, np.uint64(group), out=bits)
+        np.bitwise_and(bits, _LOW_BITS, out=bits)
+        np.left_shift(bits, _FOUR, out=bits)
+        np.bitwise_or(quants[:, group], bits, out=quants[:, group])
+    _scale_k(quants, *_k_scales(blocks), out)
 
 
 def _decode_q6_k(blocks: Bytes, out: Floats) -> None:
     # (n, half, low or high nibble, 64), the 64 being two groups of 32; the groups of a half share their high bytes.
-    quants = _nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
-    high = blocks[:, 128:192].reshape(-1, 2, 32)
-    for group in range(4):
-        quants[:, :, group] |= (high >> 2 * group & 3) << 4
+    quants = _nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 4)
+    high = _words(blocks[:, 128:192].reshape(-1, 2, 32))
+    bits = np.empty_like(high)
+    for group, (shift, by) in enumerate(
+        ((np.left_shift, 4), (np.left_shift, 2), (np.right_shift, 0), (np.right_shift, 2))
+    ):
+        shift(high, np.uint64(by), out=bits)  # bits 2 * group and the next, moved to bits 4 and 5
+        np.bitwise_and(bits, _HIGH_PAIRS, out=bits)
+        np.bitwise_or(quants[:, :, group], bits, out=quants[:, :, group])
     signed = quants.view(np.int8).reshape(-1, 16, 16)
     np.subtract(signed, 32, out=signed)
     scales = _half(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32)
