@@ -70,7 +70,6 @@ def run_theirs(model: PreTrainedModel, prompt: list[int], new_tokens: int) -> tu
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=new_tokens,
-        min_new_tokens=new_tokens,
         do_sample=False,
         pad_token_id=0,
         streamer=stamps,
@@ -86,6 +85,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     llm = LLM(path, dtype=arguments.dtype, threads=arguments.threads)
     theirs = load_gguf_reference(path).to(getattr(torch, arguments.dtype))
     theirs.set_attn_implementation("sdpa")
+    assert theirs.generation_config is not None
+    theirs.generation_config.eos_token_id = None  # both sides go on to the last token
     prompt = (llm.get_tokenizer().encode(TEXT) * 20)[: arguments.prompt]
     sides: dict[str, Callable[[], tuple[float, float, list[int]]]] = {
         "ours": lambda: run_ours(llm, prompt, arguments.tokens),

@@ -32,6 +32,7 @@ def tiny(request, tmp_path_factory):
 
     folder = tiny_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model.generation_config.eos_token_id = None  # go on to the end, as ``ignore_eos`` does
     return folder, model.eval()
 
 
@@ -43,14 +44,7 @@ def real(default_model_path):
 
 def oracle_greedy(model, prompt, count):
     ids = torch.tensor([prompt])
-    out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=count,
-        min_new_tokens=count,
-        do_sample=False,
-        pad_token_id=0,
-    )
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0)
     return out[0, len(prompt) :].tolist()
 
 
