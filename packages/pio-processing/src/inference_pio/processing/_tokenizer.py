@@ -78,11 +78,10 @@ class Tokenizer:
         backend = self._backend if parse_special else self._literal_backend
         try:
             ids: list[int] = backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError(
-                f"text has a lone surrogate {text[error.start]!r} at position {error.start}",
-                hint="replace it, or decode the bytes it came from as UTF-8",
-            ) from None
+        except TypeError:
+            if isinstance(text, str):
+                _check_utf8(text)
+            raise
         return [*self._prefix, *ids, *self._suffix] if add_special_tokens else ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -273,3 +272,14 @@ class Tokenizer:
         copy = tokenizers.Tokenizer.from_str(self._backend.to_str())
         copy.encode_special_tokens = True
         return copy
+
+
+def _check_utf8(text: str) -> None:
+    """Say where a string has no UTF-8; the library below only says that it is not a string."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            f"text has a lone surrogate {text[error.start]!r} at position {error.start}",
+            hint="replace it, or decode the bytes it came from as UTF-8",
+        ) from None
