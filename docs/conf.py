@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import pkgutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent / "tools"))
 
-from workspace import Member, read_members  # noqa: E402 - tools/ is no package; the line above makes it importable
+from workspace import Member, read_members, table  # noqa: E402 - tools/ is no package; the line above makes it importable
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from sphinx.application import Sphinx
 
 project = "Inference-PIO"
@@ -49,18 +52,26 @@ def write_reference(_: Sphinx) -> None:
 
 
 def reference_page(member: Member) -> str:
-    """What the page of one distribution says: its own names, not those that it passes on from another one."""
+    """What the page of one distribution says: its public modules, those with an ``__all__``, name by name."""
     [leaf] = member.leaves
-    module = importlib.import_module(leaf)
+    package = importlib.import_module(leaf)
+    public = [found.name for found in pkgutil.iter_modules(package.__path__) if not found.name.startswith("_")]
+    modules = [package, *(importlib.import_module(f"{leaf}.{name}") for name in public)]
+    description = str(table(member.document, "project")["description"])
+    parts = [f"{member.name}\n{'=' * len(member.name)}", description]
+    parts += [module_section(module, leaf) for module in modules if hasattr(module, "__all__")]
+    return "\n\n".join(parts) + "\n"
+
+
+def module_section(module: ModuleType, leaf: str) -> str:
+    """The names of ``module`` that belong to the portion ``leaf``; those of other portions are only mentioned."""
     names = {name: getattr(module, name) for name in module.__all__}
     own = [name for name, item in names.items() if f"{getattr(item, '__module__', leaf)}.".startswith(f"{leaf}.")]
     passed_on = ", ".join(f"``{name}``" for name in names if name not in own)
-    description = member.document["project"]["description"]  # type: ignore[index]  # every member has one
-    parts = [f"{member.name}\n{'=' * len(member.name)}", description, f".. automodule:: {leaf}\n   :no-members:"]
+    parts = [f"{module.__name__}\n{'-' * len(module.__name__)}", f".. automodule:: {module.__name__}\n   :no-members:"]
     if passed_on:
         parts.append(f"Also importable from here, and described where they belong: {passed_on}.")
-    parts += [directive(f"{leaf}.{name}", names[name]) for name in own]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *(directive(f"{module.__name__}.{name}", names[name]) for name in own)])
 
 
 def directive(path: str, item: object) -> str:
