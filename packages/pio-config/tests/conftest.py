@@ -5,8 +5,13 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, distribution
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from inference_pio.config import load_settings
+
+# How long an example takes says more about the machine's other users than about the code.
+settings.register_profile("pio-config", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pio-config")
 
 
 @pytest.fixture

@@ -155,6 +155,7 @@ def rope_of(**keys):
         ({}, None),
         ({"scaling__type": "none", "scaling__factor": 4.0}, None),
         ({"scaling__type": "linear"}, None),
+        ({"scaling__type": "linear", "scaling__factor": 3.0}, LinearScaling(factor=3.0)),
         ({"scaling__factor": 1.0}, None),
         ({"scaling__factor": 0.0}, None),
         ({"scaling__factor": 2.0}, LinearScaling(factor=2.0)),
