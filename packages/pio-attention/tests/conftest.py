@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 HEADS = [(4, 4), (9, 3), (8, 2), (4, 1)]  # MHA, SmolLM2's and another GQA, MQA
 REACHES = [(True, None), (True, 1), (True, 5), (True, 1000), (False, None), (False, 1), (False, 4)]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 # (query_lens, key_lens): decode, prefill, chunks after a past, cross lengths, nothing.
@@ -45,7 +44,7 @@ class MakeQKV(Protocol):
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The explicit grid: a test that names one of these arguments runs for each of its values."""
-    for name, values in (("heads", HEADS), ("reach", REACHES), ("dtype", DTYPES)):
+    for name, values in (("heads", HEADS), ("reach", REACHES)):
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, values, ids=lambda value: str(value).removeprefix("torch."))
 

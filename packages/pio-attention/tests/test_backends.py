@@ -23,7 +23,17 @@ def spec_of(heads, reach, head_dim=16, scale=None):
     )
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("sdpa", torch.float32),
+        ("sdpa", torch.float16),
+        ("sdpa", torch.bfloat16),
+        ("flex", torch.float32),
+        ("flex", torch.bfloat16),
+    ],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
 def test_attend_equals_reference(name, heads, reach, dtype, tolerance, ragged, make_qkv, assert_close):
     """Packed sequences: every backend gives the reference's numbers for every head layout, reach and raggedness."""
     spec, backend = spec_of(heads, reach), BACKENDS[name]()

@@ -92,10 +92,9 @@ SHORT = [((1,), (9,)), ((5,), (12,)), ((6, 1, 3), (6, 20, 11)), ((4, 0, 2), (9, 
 
 
 class TestArgumentMapping:
-    @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
-    def test_packed(self, flash, heads, reach, kind, make_qkv, assert_close):
+    def test_packed(self, flash, heads, reach, make_qkv, assert_close):
         """Lengths, causality, window and scale reach the function so that it computes the reference."""
-        check_packed_grid(flash, heads, reach, kind, 2e-2, SHORT, make_qkv, assert_close)
+        check_packed_grid(flash, heads, reach, torch.float16, 2e-3, SHORT, make_qkv, assert_close)
 
     def test_cached(self, flash, reach, make_qkv, fill):
         """The cache is handed over in place, with block tables free of -1."""

@@ -92,6 +92,7 @@ def test_write_puts_each_token_in_its_slot(count, order):
     assert (flat[untouched] == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("count", [3, 100])
 def test_write_converts_to_the_dtype_of_the_cache(dtype, count):
     """Keys in float32 are rounded to the storage dtype, whichever way they are written."""
@@ -103,6 +104,20 @@ def test_write_converts_to_the_dtype_of_the_cache(dtype, count):
     assert keys.dtype == dtype
     assert torch.equal(keys, k.to(dtype))
     assert torch.equal(values, v.to(dtype))
+
+
+def test_mode_and_gradients_of_the_maker_do_not_matter():
+    """A cache made in inference mode is writable outside it, and keys with a history leave none in the cache."""
+    with torch.inference_mode():
+        cache = paged(num_pages=64).layer(0)
+        cache.write(*random_kv(3), torch.arange(3))
+    for count in (3, 100):
+        k, v = (tensor.requires_grad_() for tensor in random_kv(count))
+        cache.write(k * 2, v, torch.arange(count))
+        keys, values = cache.read(make_batch([1], [count], [list(range(25))], page_size=4), 0)
+        assert torch.equal(keys, k.detach() * 2)
+        assert not keys.requires_grad
+        assert not values.requires_grad
 
 
 def test_layers_do_not_share_storage():

@@ -36,25 +36,25 @@ class LayerPages:
         self._layout = layout
         self._keys = key_pages.flatten(0, 1)  # (num_pages * P, K, D), views
         self._values = value_pages.flatten(0, 1)
+        self._row_shape = tuple(key_pages.shape[2:])
 
     def write(self, keys: Tensor, values: Tensor, slot_mapping: Tensor) -> None:
         """Store ``keys`` and ``values`` (N, K, D) at ``slot_mapping`` (N,), in place, in the dtype of the cache.
+
+        They are stored without their history: no gradient flows through a cache.
 
         Raises:
             ValueError: The shapes do not fit the cache or each other.
             IndexError: A slot is outside the cache (on CPU; on CUDA the device reports it later).
         """
-        expected = (slot_mapping.shape[0], *self._keys.shape[1:])
+        count = slot_mapping.shape[0]
+        expected = (count, *self._row_shape)
         if keys.shape != expected or values.shape != expected:
             shapes = f"{tuple(keys.shape)} and {tuple(values.shape)}"
-            raise ValueError(f"keys and values must have shape {tuple(expected)}, got {shapes}")
-        start = _consecutive_start(slot_mapping)
-        if start is not None and start + expected[0] <= self._keys.shape[0]:
-            self._keys[start : start + expected[0]] = keys
-            self._values[start : start + expected[0]] = values
-        else:
-            self._keys.index_copy_(0, slot_mapping, keys.to(self._keys.dtype))
-            self._values.index_copy_(0, slot_mapping, values.to(self._values.dtype))
+            raise ValueError(f"keys and values must have shape {expected}, got {shapes}")
+        start = _consecutive_start(slot_mapping) if count >= _SLICE_COPY_FROM else None
+        _store(self._keys, keys, slot_mapping, start)
+        _store(self._values, values, slot_mapping, start)
 
     def read(self, batch: RaggedBatch, index: int, start: int = 0) -> tuple[Tensor, Tensor]:
         """Keys and values of sequence ``index`` from position ``start`` to its end, each (S - start, K, D).
@@ -196,8 +196,10 @@ def _allocate(
     for spec in specs:
         shape = (layout.num_pages, layout.page_size, spec.num_kv_heads, spec.head_dim)
         try:
-            keys = torch.empty(shape, dtype=dtype, device=device)
-            values = torch.empty(shape, dtype=dtype, device=device)
+            # An inference tensor could not be written outside inference mode, so the mode of the maker must not matter.
+            with torch.inference_mode(mode=False):
+                keys, values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+                layers.append(LayerPages(keys, values, layout))
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -206,7 +208,6 @@ def _allocate(
                 f"a KV cache of {needed:,} bytes does not fit on {device}",
                 hint="lower the context length or the number of sequences",
             ) from error
-        layers.append(LayerPages(keys, values, layout))
     return tuple(layers)
 
 
@@ -216,8 +217,18 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _consecutive_start(slots: Tensor) -> int | None:
-    """First slot if the slots are known to be consecutive; on CUDA, where asking would wait for the device, never."""
-    if slots.device.type != "cpu" or slots.shape[0] < _SLICE_COPY_FROM:
+    """First of the slots if they are consecutive; on CUDA, where asking would wait for the device, always None."""
+    if slots.device.type != "cpu":
         return None
     start = int(slots[0])
     return start if start >= 0 and bool((slots[1:] - slots[:-1] == 1).all()) else None
+
+
+def _store(target: Tensor, rows: Tensor, slots: Tensor, start: int | None) -> None:
+    """Copy ``rows`` to ``target[slots]``; ``start`` is the first slot if they are known to be consecutive."""
+    if rows.requires_grad:
+        rows = rows.detach()
+    if start is not None and start + rows.shape[0] <= target.shape[0]:
+        target[start : start + rows.shape[0]] = rows
+    else:
+        target.index_copy_(0, slots, rows if rows.dtype == target.dtype else rows.to(target.dtype))

@@ -53,7 +53,8 @@ class SDPAAttention:
         """Attention over the cache; see ``AttentionBackend.attend_cached``. Reads no key before the window."""
         check_queries(q, spec, batch.query_lens)
         outputs = []
-        for index, query in enumerate(q.split_with_sizes(batch.query_lens)):
+        queries = (q,) if len(batch.query_lens) == 1 else q.split_with_sizes(batch.query_lens)
+        for index, query in enumerate(queries):
             first_position = batch.seq_lens[index] - query.shape[0]
             start = 0 if spec.window is None else max(0, first_position - spec.window + 1)
             keys, values = cache.read(batch, index, start)
@@ -85,12 +86,15 @@ def _by_rows(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, mask: Tensor 
     """The (token, head of the group) pairs as the queries of each KV head: 1 x K heads x T*G rows."""
     num_queries, kv_heads = q.shape[0], spec.num_kv_heads
     group = spec.num_heads // kv_heads
+    keys, values = k.unsqueeze(0).transpose(1, 2), v.unsqueeze(0).transpose(1, 2)  # (1, K, S, D), views
+    if num_queries == 1:
+        rows = q.view(1, kv_heads, group, spec.head_dim)
+        return scaled_dot_product_attention(rows, keys, values, scale=spec.softmax_scale).reshape(q.shape)
     rows = q.view(num_queries, kv_heads, group, -1).transpose(0, 1).reshape(1, kv_heads, num_queries * group, -1)
     if mask is not None:
         mask = mask.repeat_interleave(group, dim=0)  # (T*G, S)
-    keys, values = k.unsqueeze(0).transpose(1, 2), v.unsqueeze(0).transpose(1, 2)  # (1, K, S, D), views
     out = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=spec.softmax_scale)
-    return out.view(kv_heads, num_queries, group, -1).transpose(0, 1).reshape(q.shape)
+    return out.reshape(kv_heads, num_queries, group, -1).transpose(0, 1).reshape(q.shape)
 
 
 def _by_heads(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, causal: bool) -> Tensor:
