@@ -1,0 +1,49 @@
+"""What each command imports: help and version nothing heavy, and only what computes needs torch."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "numpy", "rich", "huggingface_hub", "tokenizers", "jinja2", "transformers")
+
+
+def imported(*arguments: str) -> set[str]:
+    """Top-level packages that ``pio`` with ``arguments`` imports."""
+    command = [sys.executable, "-X", "importtime", "-m", "inference_pio.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    return {name.split(".")[0] for name in re.findall(r"^import time:.*\|\s+(\S+)$", done.stderr, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), (), ("run", "--help"), ("chat", "--help")])
+def test_help_and_version_import_nothing_heavy(arguments):
+    """Neither torch nor numpy, nor any other library that takes time."""
+    assert imported(*arguments).isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("arguments", [("config", "show"), ("env",)])
+def test_settings_and_environment_need_no_numpy(arguments):
+    """Versions come from metadata, not from importing what they are of."""
+    assert imported(*arguments).isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("arguments", [("ls",), ("plugins",)])
+def test_listing_needs_no_torch(arguments):
+    """Names come from manifests and records."""
+    assert imported(*arguments).isdisjoint({"torch", "rich", "huggingface_hub", "transformers"})
+
+
+def test_describing_a_model_needs_no_torch(tiny_model):
+    """Headers are enough."""
+    assert imported("show", str(tiny_model)).isdisjoint({"torch", "rich", "huggingface_hub", "transformers"})
+
+
+def test_running_imports_no_rich_without_a_terminal(tiny_model):
+    """A bar that nobody sees costs nothing; the same for the hub's client where no hub is asked."""
+    found = imported("run", "hi", "-m", str(tiny_model), "--max-tokens", "1")
+    assert "torch" in found
+    assert found.isdisjoint({"rich", "huggingface_hub", "transformers"})
