@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from inference_pio.interfaces import ModelPlugin, ModelShape, WeightMap, WeightSource
     from inference_pio.processing import Tokenizer
 
+# Divisors of the rotary frequencies: the one part of a GGUF file's config that is a tensor.
+_ROPE_FACTORS = "rope_freqs.weight"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
@@ -67,17 +70,13 @@ def open_checkpoint(located: LocatedModel, registry: Registry, *, ignore_unknown
     source = open_weights(located.path)
     generation: dict[str, object] = {}
     if source.format == "gguf":
-        name = source.metadata.get("general.architecture")
-        if not isinstance(name, str):
-            raise MalformedFileError(located.path, "general.architecture", f"must be a string, got {name!r}")
-        installed, architecture = registry.by_gguf(name)
-        raw = gguf_to_hf(source.metadata, architecture=architecture)
+        raw = _gguf_config(located.path, source, registry)
     else:
         folder = _folder(located.path)
-        raw = read_model_config(folder)
-        generation = read_generation_config(folder)
-        architecture = _architecture(folder, raw)
-        installed = registry.by_architecture(architecture)
+        raw = read_model_config(folder, ignore_code=ignore_unknown_keys)
+        generation = read_generation_config(folder, ignore_code=ignore_unknown_keys)
+    architecture = _architecture(located.path, raw)
+    installed = registry.by_architecture(architecture)
     plugin = installed.load(architecture)
     config = plugin.parse_config(raw, ignore_unknown=ignore_unknown_keys)
     weight_map = plugin.weight_map(config, source.format)
@@ -99,14 +98,23 @@ def open_checkpoint(located: LocatedModel, registry: Registry, *, ignore_unknown
     )
 
 
+def _gguf_config(path: Path, source: WeightSource, registry: Registry) -> dict[str, object]:
+    name = source.metadata.get("general.architecture")
+    if not isinstance(name, str):
+        raise MalformedFileError(path, "general.architecture", f"must be a string, got {name!r}")
+    _, architecture = registry.by_gguf(name)
+    factors = source.decode(_ROPE_FACTORS).tolist() if _ROPE_FACTORS in source else None
+    return gguf_to_hf(source.metadata, architecture=architecture, rope_factors=factors)
+
+
 def _folder(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def _architecture(folder: Path, raw: dict[str, object]) -> str:
+def _architecture(path: Path, raw: dict[str, object]) -> str:
     architectures = raw.get("architectures")
     if not isinstance(architectures, list) or not architectures or not isinstance(architectures[0], str):
         raise MalformedFileError(
-            folder / "config.json", "architectures", f"must be a list with one architecture name, got {architectures!r}"
+            path, "architectures", f"config.json must list one architecture name, got {architectures!r}"
         )
     return architectures[0]

@@ -7,7 +7,7 @@ import secrets
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakValueDictionary
 
 from inference_pio.config import Settings
@@ -15,17 +15,22 @@ from inference_pio.config import cache_dir as default_cache_dir
 from inference_pio.core._checkpoint import open_checkpoint
 from inference_pio.core._engine import Engine
 from inference_pio.core._locate import locate_model
-from inference_pio.core._prompts import as_conversations, as_prompt_list, pair_with_params, tokenize_prompt
+from inference_pio.core._prompts import (
+    TokenizedPrompt,
+    as_conversations,
+    as_prompt_list,
+    pair_with_params,
+    tokenize_prompt,
+)
 from inference_pio.core._registry import Registry
 from inference_pio.core._stream import TokenStream
 from inference_pio.interfaces import InvalidRequestError, Request, SamplingParams
-from inference_pio.processing import ChatTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-    from inference_pio.core._prompts import Conversation, Prompt, TokenizedPrompt
+    from inference_pio.core._prompts import Conversation, Prompt
     from inference_pio.interfaces import ModelShape, RequestOutput
     from inference_pio.processing import Tokenizer
 
@@ -120,7 +125,7 @@ class LLM:
             self._executor,
             self.tokenizer,
             vocab_size=self.shape.vocab_size,
-            eos_token_ids=checkpoint.eos_token_ids,
+            eos_token_ids=(*checkpoint.eos_token_ids, *(self.tokenizer.end_token_ids if self.tokenizer else ())),
             max_model_len=self._executor.max_model_len,
             max_num_seqs=max_num_seqs,
         )
@@ -201,7 +206,7 @@ class LLM:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, object]] | None = None,
         chat_template: str | None = None,
-        chat_template_kwargs: Mapping[str, object] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or several.
@@ -242,7 +247,7 @@ class LLM:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, object]] | None = None,
         chat_template: str | None = None,
-        chat_template_kwargs: Mapping[str, object] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> TokenStream:
         """Answer one conversation, token by token; arguments as :meth:`chat`, behaviour as :meth:`stream`."""
         (conversation,) = as_conversations(messages)
@@ -267,21 +272,19 @@ class LLM:
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, object]] | None,
         template: str | None,
-        variables: Mapping[str, object] | None,
+        variables: Mapping[str, Any] | None,
     ) -> TokenizedPrompt:
         tokenizer = self.get_tokenizer()
-        if template is None:
-            text = tokenizer.apply_chat_template(
-                conversation, add_generation_prompt=add_generation_prompt, tools=tools, **(variables or {})
-            )
-        else:
-            text = ChatTemplate(template, special_tokens=tokenizer.special_tokens).render(
-                conversation, add_generation_prompt=add_generation_prompt, tools=tools, **(variables or {})
-            )
+        text = tokenizer.apply_chat_template(
+            conversation,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            tokenize=False,
+            chat_template=template,
+            **(variables or {}),
+        )
         # A template writes the special tokens itself, so none are added.
-        return tokenize_prompt(
-            {"prompt_token_ids": tokenizer.encode(str(text), add_special_tokens=False)}, None
-        )._replace(text=str(text))
+        return TokenizedPrompt(tuple(tokenizer.encode(text, add_special_tokens=False)), text)
 
     def _run(
         self,

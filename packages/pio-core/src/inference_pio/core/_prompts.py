@@ -88,12 +88,13 @@ def as_conversations(messages: Conversation | Sequence[Conversation]) -> list[Co
     Raises:
         InvalidRequestError: Neither, or an empty one.
     """
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise InvalidRequestError(f"messages must be a non-empty list of messages, got {messages!r}")
-    if all(isinstance(message, Mapping) for message in messages):
-        return [cast("Conversation", messages)]
-    if all(isinstance(item, Sequence) and not isinstance(item, str) for item in messages):
-        return [conversation for item in messages for conversation in as_conversations(cast("Conversation", item))]
+    items: object = messages  # a caller may hand over anything, whatever the signature says
+    if not isinstance(items, Sequence) or isinstance(items, str) or not items:
+        raise InvalidRequestError(f"messages must be a non-empty list of messages, got {items!r}")
+    if all(isinstance(item, Mapping) for item in items):
+        return [items]
+    if all(isinstance(item, Sequence) and not isinstance(item, str) for item in items):
+        return [conversation for item in items for conversation in as_conversations(item)]
     raise InvalidRequestError("messages must be dicts with 'role' and 'content', or lists of such lists")
 
 
