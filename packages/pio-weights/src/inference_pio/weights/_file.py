@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import platform
 import stat
 import sys
 from typing import TYPE_CHECKING
@@ -33,7 +32,7 @@ _OPEN_FLAGS = (
 _NO_RESERVE: int = getattr(
     mmap,
     "MAP_NORESERVE",
-    0x4000 if sys.platform == "linux" and platform.machine() in {"x86_64", "aarch64", "riscv64"} else 0,
+    0x4000 if sys.platform == "linux" and os.uname().machine in {"x86_64", "aarch64", "riscv64"} else 0,
 )
 
 

@@ -33,7 +33,8 @@ def check_tensor_name(path: Path, where: str, name: str, limits: Limits) -> None
     if len(name) > limits.max_name_bytes or len(name.encode(errors="replace")) > limits.max_name_bytes:
         problem = f"the name {shown(name)} is longer than {limits.max_name_bytes} bytes"
         raise LimitExceededError(path, where, problem, hint="Limits(max_name_bytes=...) raises the limit")
-    if not name or not name.isprintable() or name.startswith(("/", "\\")) or _PARENT_STEP.search(name):
+    steps_up = ".." in name and _PARENT_STEP.search(name) is not None
+    if not name or not name.isprintable() or name.startswith(("/", "\\")) or steps_up:
         raise MalformedFileError(path, where, f"bad tensor name {shown(name)}")
 
 
