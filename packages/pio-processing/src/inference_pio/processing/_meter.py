@@ -28,7 +28,7 @@ class TemplateLimits:
         value_chars: Size of any one value written out as text.
         created_chars: Size of all strings made while rendering.
         steps: Loop iterations, calls, filters and tests.
-        cpu_s: Processor time of compiling or of rendering, in seconds.
+        cpu_s: Processor time of rendering, in seconds. (That of compiling is bounded by the size of the source.)
     """
 
     source_bytes: int = 256 * 1024

@@ -22,7 +22,7 @@ MAX_TEMPLATE_BYTES = DEFAULT_LIMITS.source_bytes
 
 _TEMPLATE_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 # What a template's own operations raise when they do not fit its data.
-_FAILURES = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+_FAILURES = (ArithmeticError, AttributeError, LookupError, MemoryError, NameError, RuntimeError, TypeError, ValueError)
 
 
 class ChatTemplate:
@@ -90,7 +90,7 @@ class ChatTemplate:
     ) -> dict[str, object]:
         variables: dict[str, object] = {**self._special_tokens, "tools": None, "documents": None}
         for name, items in (("tools", tools), ("documents", documents)):
-            made = plain(items, name)
+            made = plain(list(items) if isinstance(items, tuple) else items, name)
             if made is not None and not (isinstance(made, list) and all(isinstance(item, dict) for item in made)):
                 raise InvalidRequestError(f"{name} must be a list of dicts, got {items!r:.60}")
             variables[name] = made
@@ -138,7 +138,9 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise _failed(error) from error
         except (*_FAILURES, SyntaxError) as error:  # nested too deeply for Jinja or for Python
-            raise TemplateError(f"the chat template cannot be compiled: {_one_line(error)}") from error
+            raise TemplateError(
+                f"the chat template cannot be compiled: {_one_line(error) or type(error).__name__}"
+            ) from error
 
 
 def _failed(error: Exception) -> TemplateError:
