@@ -17,7 +17,7 @@ from inference_pio.weights import GGUFSource, SafetensorsSource, decodable_encod
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=CHECKS)
 LONG = settings(max_examples=10_000, deadline=None, suppress_health_check=CHECKS)
-SECONDS = 2.0
+PROCESSOR_SECONDS = 2.0  # a file of some hundred bytes takes a thousandth of this; a loop over what it claims does not
 
 # Overwrite bytes, cut the file, or plant the 64-bit numbers that overflow.
 NUMBERS = st.sampled_from([0, 1, 7, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1])
@@ -49,7 +49,7 @@ def mutate(data, mutations):
 
 def read_everything(kind, path):
     """Open and use every tensor; only PioError may come out, and soon."""
-    start = time.monotonic()
+    start = time.thread_time()
     size = path.stat().st_size
     message = ""
     try:
@@ -66,7 +66,7 @@ def read_everything(kind, path):
     except PioError as error:
         message = str(error)
     assert "\n" not in message
-    assert time.monotonic() - start < SECONDS
+    assert time.thread_time() - start < PROCESSOR_SECONDS
 
 
 def string(text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -97,6 +98,17 @@ def test_long_token(refuse):
     message = refuse(LimitExceededError, [("t", ARRAY, array(STRING, 2, string("ok") + string("x" * 4097)))])
     assert "value of 't'[1] at byte" in message
     assert "a string of 4097 bytes, more than 4096" in message
+
+
+def test_last_string_cut_short(refuse):
+    """An array whose last string, or its length, ends with the file; on either road."""
+    for tokens in (["a", "b"], ["", "b"]):
+        payload = b"".join(map(string, tokens))
+        for cut in (1, 5):
+            assert "but" in refuse(MalformedFileError, [("t", ARRAY, array(STRING, 3, payload + bytes(8))[:-cut])])
+        message = refuse(MalformedFileError, [("t", ARRAY, array(STRING, 3, payload + struct.pack("<Q", 9) + b"abc"))])
+        assert "value of 't'[2] at byte" in message
+        assert "needs 9 bytes, but 3 are left" in message or "claims 9 bytes" in message
 
 
 def test_tight_limit_on_tokens(refuse):
@@ -328,6 +340,32 @@ def test_every_truncation_is_refused(tmp_path, gguf_bytes):
         path.write_bytes(whole[:size])
         with pytest.raises(MalformedFileError):
             GGUFSource(path)
+
+
+CLAIMS = {
+    "array": {"keys": [("a", ARRAY, array(0, 2**24))]},
+    "huge-array": {"keys": [("a", ARRAY, array(12, 2**63))]},
+    "strings": {"keys": [("a", ARRAY, array(STRING, 2**24))]},
+    "string": {"keys": [("a", STRING, struct.pack("<Q", 2**40))]},
+    "keys": {"num_keys": 65536},
+    "tensors": {"num_tensors": 65536},
+    "tensor": {"tensors": [("w", [2**20, 2**20], F32, 0)], "data": bytes(32)},
+    "gap": {"tensors": [("w", [8], F32, 2**40)], "data": bytes(32)},
+}
+
+
+@pytest.mark.parametrize("case", CLAIMS)
+def test_claims_allocate_nothing(case, tmp_path, gguf_bytes):
+    """What a file claims to hold is not allocated before it is seen to be there."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_bytes(**CLAIMS[case]))
+    tracemalloc.start()
+    try:
+        with pytest.raises(MalformedFileError):
+            GGUFSource(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_nothing_is_read_after_the_header(tmp_path, gguf_bytes):

@@ -140,6 +140,12 @@ def test_single_file_in_a_folder_that_leads_out(tmp_path):
         open_weights(folder)
 
 
+def test_a_path_that_cannot_be(tmp_path):
+    """A name longer than the system allows is an error like others."""
+    with pytest.raises(PioError, match="cannot be read: File name too long"):
+        open_weights(tmp_path / ("x" * 300 + ".gguf"))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_unreadable_file(tmp_path):
     """A file without permission says so."""

@@ -128,11 +128,23 @@ class Cursor:
         while len(strings) < count:
             some = self._window_of_strings(count - len(strings)) if max_bytes >= _SHORT else []
             if not some:
-                some = [
-                    self.string(f"{field}[{index}]", max_bytes, "max_array_string_bytes")
-                    for index in range(len(strings), min(count, len(strings) + _SLOW_STRINGS))
-                ]
+                some = self._one_by_one(min(count - len(strings), _SLOW_STRINGS), field, len(strings), max_bytes)
             strings += some
+        return strings
+
+    def _one_by_one(self, count: int, field: str, first: int, max_bytes: int) -> list[str]:
+        """``count`` strings of any kind, the first of them being number ``first`` of the array."""
+        data, end = self._file.data, self.end
+        strings: list[str] = []
+        for index in range(first, first + count):
+            start = self.position + 8
+            stop = start + int.from_bytes(data[self.position : start], "little")
+            text = data[start:stop] if stop - start <= max_bytes and stop <= end else b"\xff"
+            try:
+                strings.append(text.decode("utf-8"))
+                self.position = stop
+            except UnicodeDecodeError:  # `string` says what is wrong, and where
+                strings.append(self.string(f"{field}[{index}]", max_bytes, "max_array_string_bytes"))
         return strings
 
     def _window_of_strings(self, count: int) -> list[str]:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference_pio.interfaces import MalformedFileError, ModelNotFoundError, UnsupportedError
+from inference_pio.interfaces import MalformedFileError, ModelNotFoundError, PioError, UnsupportedError
 from inference_pio.weights._gguf import PART_NAME, GGUFSource
 from inference_pio.weights._limits import DEFAULT_LIMITS
 from inference_pio.weights._paths import resolve_member
@@ -35,10 +35,16 @@ def open_weights(path: Path | str, *, limits: Limits = DEFAULT_LIMITS) -> Weight
         MalformedFileError: A rule of the format is broken, or the folder leaves open which file is meant.
         LimitExceededError: More than ``limits`` allows.
         PathEscapeError: An index or a link leads out of the folder.
+        PioError: The path may not be read.
     """
     path = Path(path)
-    if path.is_dir():
-        name = _weights_in(path)
+    try:
+        name = _weights_in(path) if path.is_dir() else None
+    except OSError as error:
+        raise PioError(
+            f"{path}: cannot be read: {error.strerror}", hint="check the path and its permissions"
+        ) from error
+    if name is not None:
         resolve_member(path, name)
         path = path / name
     suffix = path.suffix.lower()
