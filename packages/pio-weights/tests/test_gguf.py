@@ -6,8 +6,14 @@ import gguf
 import numpy as np
 import pytest
 
-from inference_pio.interfaces import MalformedFileError, ModelNotFoundError, UnsupportedError, WeightSource
-from inference_pio.weights import GGUFSource, block_layout, open_weights
+from inference_pio.interfaces import (
+    LimitExceededError,
+    MalformedFileError,
+    ModelNotFoundError,
+    UnsupportedError,
+    WeightSource,
+)
+from inference_pio.weights import GGUFSource, Limits, block_layout, open_weights
 
 BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 
@@ -304,6 +310,35 @@ def test_swapped_parts(tmp_path, write_gguf):
     second.write_bytes(third.read_bytes())
     with pytest.raises(MalformedFileError, match=r"m-00002-of-00003.gguf: split.no: expected 1, got 2"):
         open_weights(first)
+
+
+def test_limit_on_parts(tmp_path, write_gguf):
+    """The number of parts is bounded like that of shards."""
+    first, _ = split(tmp_path, write_gguf)
+    with pytest.raises(LimitExceededError, match=r"split\.count: 3 parts, more than 2 .*max_shards"):
+        open_weights(first, limits=Limits(max_shards=2))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "total", "message"),
+    [
+        ("a", 2, "m-00002-of-00002.gguf: tensor 'a': is in an earlier part too"),
+        ("b", 3, "split.tensors.count: says 3, but the parts hold 2"),
+        ("b", -1, "split.tensors.count: must be a count, got -1"),
+    ],
+)
+def test_parts_that_disagree(tensors, total, message, tmp_path, gguf_bytes):
+    """A tensor in two parts, and a number of tensors that is not theirs."""
+    for number, name in enumerate(("a", tensors)):
+        keys = [
+            ("split.no", 2, number.to_bytes(2, "little")),
+            ("split.count", 2, (2).to_bytes(2, "little")),
+            ("split.tensors.count", 5, total.to_bytes(4, "little", signed=True)),
+        ]
+        data = gguf_bytes(keys, [(name, [8], 0, 0)], bytes(32))
+        (tmp_path / f"m-0000{number + 1}-of-00002.gguf").write_bytes(data)
+    with pytest.raises(MalformedFileError, match=message):
+        open_weights(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -130,6 +130,51 @@ def test_a_file_that_is_a_link(tmp_path):
     assert len(open_weights(link)) == 1
 
 
+def test_a_file_that_links_to_itself(tmp_path):
+    """A loop of links is an error, not a hang."""
+    link = tmp_path / "x.gguf"
+    link.symlink_to(link)
+    with pytest.raises(MalformedFileError, match="path: cannot be resolved"):
+        open_weights(link)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (FileNotFoundError(2, "No such file"), ModelNotFoundError, "x.safetensors: no such file"),
+        (PermissionError(13, "Permission denied"), PioError, r"cannot be opened: Permission denied \(check its perm"),
+        (OSError(24, "Too many open files"), PioError, "cannot be opened: Too many open files"),
+    ],
+)
+def test_failure_to_open(error, expected, message, tmp_path, monkeypatch):
+    """Whatever the system says when a file is opened becomes an error of ours."""
+    some(tmp_path / "x.safetensors")
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(expected, match=message):
+        open_weights(tmp_path / "x.safetensors")
+
+
+def test_a_file_swapped_for_a_pipe(tmp_path, monkeypatch):
+    """What was opened is checked again: between looking and opening, the name may have changed hands."""
+    some(tmp_path / "x.safetensors")
+    os.mkfifo(tmp_path / "pipe")
+    system_open, opened = os.open, []
+
+    def swapped(path, flags):
+        opened.append(system_open(tmp_path / "pipe", flags))
+        return opened[-1]
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(MalformedFileError, match="is a named pipe, not a regular file"):
+        open_weights(tmp_path / "x.safetensors")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
+
+
 def test_single_file_in_a_folder_that_leads_out(tmp_path):
     """A folder's own file may not be a link out of it."""
     some(tmp_path / "outside.safetensors")
