@@ -228,3 +228,26 @@ def test_steps_without_work_and_early_forgetting_are_mistakes(make_engine, reque
     engine.add(request_of("a", [1]))
     with pytest.raises(ValueError, match="not finished"):
         engine.forget("a")
+
+
+def test_a_model_that_cannot_chunk_reads_prompts_whole(make_engine, request_of, expected, finish):
+    """Without chunked prefill each prompt is read in one step, whatever the budget, and tokens are the same."""
+    engine = make_engine(max_step_tokens=8, max_logit_rows=2, chunked_prefill=False)
+    prompts = {"a": list(range(20)), "b": [4, 2], "c": list(range(30, 42))}
+    for name, prompt in prompts.items():
+        engine.add(request_of(name, prompt, max_tokens=4, prompt_logprobs=0 if name == "c" else None))
+    finish(engine)
+    for name, prompt in prompts.items():
+        output = engine.forget(name)
+        assert output.outputs[0].token_ids == expected(prompt, 4)
+    assert output.prompt_logprobs[0] is None
+    assert len(output.prompt_logprobs) == 12
+    assert max(engine.executor.step_tokens) == 20
+
+
+def test_logprobs_need_the_capability(make_engine, request_of):
+    """A plugin that does not declare log-probabilities is not asked for them."""
+    engine = make_engine(logprobs=False)
+    for params in ({"logprobs": 1}, {"prompt_logprobs": 0}):
+        with pytest.raises(InvalidRequestError, match="capability 'logprobs'"):
+            engine.add(request_of("a", [1], **params))

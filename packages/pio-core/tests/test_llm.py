@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 import transformers
 
-from inference_pio.core import LLM, SamplingParams, inspect_model
+from inference_pio.core import LLM, Registry, SamplingParams, inspect_model
 from inference_pio.interfaces import (
     ConfigError,
     DoesNotFitError,
@@ -19,6 +20,7 @@ from inference_pio.interfaces import (
     MalformedFileError,
     ModelNotFoundError,
     TemplateError,
+    UnsupportedError,
 )
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
@@ -119,6 +121,26 @@ def test_bad_options(tiny, options, error, message):
     """Each option is checked, with its value and what it may be."""
     with pytest.raises(error, match=message):
         LLM(tiny[0], **options)
+
+
+def test_undeclared_capabilities_are_refused(tiny, monkeypatch):
+    """A plugin that declares nothing is not run; one without pages runs contiguous, unless pages were asked for."""
+    original = Registry.discover()
+
+    def declaring(*capabilities):
+        plugins = [
+            replace(plugin, manifest=replace(plugin.manifest, capabilities=frozenset(capabilities)))
+            for plugin in original.plugins
+        ]
+        monkeypatch.setattr(Registry, "discover", classmethod(lambda cls: cls(plugins)))
+
+    declaring()
+    with pytest.raises(UnsupportedError, match="does not declare the capability 'generate'"):
+        LLM(tiny[0])
+    declaring("generate")
+    assert LLM(tiny[0], max_num_seqs=3)._executor.num_pages == 3
+    with pytest.raises(UnsupportedError, match=r"'paged-kv'.*contiguous"):
+        LLM(tiny[0], kv_cache="paged")
 
 
 def test_seeds_make_texts_repeat(tiny):

@@ -43,6 +43,8 @@ class Engine:
         max_num_seqs: Sequences that run at once.
         max_step_tokens: Tokens that one step reads at most.
         max_logit_rows: Prompt positions whose log-probabilities one step computes at most.
+        chunked_prefill: Whether a prompt may be read in several steps.
+        logprobs: Whether log-probabilities may be asked for.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class Engine:
         max_num_seqs: int = 8,
         max_step_tokens: int = 2048,
         max_logit_rows: int = 128,
+        chunked_prefill: bool = True,
+        logprobs: bool = True,
     ) -> None:
         self.executor = executor
         self.tokenizer = tokenizer
@@ -67,7 +71,9 @@ class Engine:
             max_num_seqs=max_num_seqs,
             max_step_tokens=max_step_tokens,
             max_logit_rows=max_logit_rows,
+            chunked_prefill=chunked_prefill,
         )
+        self.allows_logprobs = logprobs
         self._requests: dict[str, list[Sequence]] = {}
         self._arrived: dict[str, float] = {}
 
@@ -153,6 +159,10 @@ class Engine:
             raise PromptTooLongError(
                 f"the prompt has {len(prompt)} tokens, and the context holds {self.max_model_len} with the answer",
                 hint="shorten the prompt, or raise max_model_len if the model allows it",
+            )
+        if not self.allows_logprobs and (params.logprobs is not None or params.prompt_logprobs is not None):
+            raise InvalidRequestError(
+                "the model's plugin does not declare the capability 'logprobs'", hint="leave logprobs out"
             )
         if params.stop_strings and self.tokenizer is None:
             raise InvalidRequestError(

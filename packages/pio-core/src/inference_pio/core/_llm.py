@@ -24,13 +24,14 @@ from inference_pio.core._prompts import (
 )
 from inference_pio.core._registry import Registry
 from inference_pio.core._stream import TokenStream
-from inference_pio.interfaces import InvalidRequestError, Request, SamplingParams
+from inference_pio.interfaces import InvalidRequestError, Request, SamplingParams, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from inference_pio.core._prompts import Conversation, Prompt
+    from inference_pio.core._registry import InstalledPlugin
     from inference_pio.interfaces import ModelShape, RequestOutput
     from inference_pio.processing import Tokenizer
 
@@ -101,6 +102,8 @@ class LLM:
             progress=download_progress,
         )
         checkpoint = open_checkpoint(located, registry, ignore_unknown_keys=ignore_unknown_keys)
+        capabilities = checkpoint.installed.manifest.capabilities
+        _check_capabilities(checkpoint.installed, kv_cache)
         self.name = checkpoint.name
         self.shape: ModelShape = checkpoint.shape
         self.tokenizer: Tokenizer | None = checkpoint.tokenizer()
@@ -118,7 +121,7 @@ class LLM:
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             attention=attention,
-            kv_cache=kv_cache,
+            kv_cache="contiguous" if kv_cache == "auto" and "paged-kv" not in capabilities else kv_cache,
             progress=progress,
         )
         self._engine = Engine(
@@ -128,6 +131,8 @@ class LLM:
             eos_token_ids=(*checkpoint.eos_token_ids, *(self.tokenizer.end_token_ids if self.tokenizer else ())),
             max_model_len=self._executor.max_model_len,
             max_num_seqs=max_num_seqs,
+            chunked_prefill="chunked-prefill" in capabilities,
+            logprobs="logprobs" in capabilities,
         )
         # Weak: a stream that nobody holds any more is cancelled, see TokenStream.__del__.
         self._streams: WeakValueDictionary[str, TokenStream] = WeakValueDictionary()
@@ -321,6 +326,17 @@ class LLM:
     def _step(self) -> None:
         for event in self._engine.step():
             self._streams[event.request_id].deliver(event)
+
+
+def _check_capabilities(installed: InstalledPlugin, kv_cache: str) -> None:
+    """What the conformance kit has not passed for a model is not done with it."""
+    needed = ["generate", "paged-kv"] if kv_cache == "paged" else ["generate"]
+    for capability in needed:
+        if capability not in installed.manifest.capabilities:
+            raise UnsupportedError(
+                f"{installed.manifest.distribution} {installed.version} does not declare the capability {capability!r}",
+                hint="upgrade it, or choose kv_cache='contiguous'" if capability == "paged-kv" else "upgrade it",
+            )
 
 
 def _check_options(*, dtype: str, kv_cache: str, threads: int | None, max_num_seqs: int) -> None:

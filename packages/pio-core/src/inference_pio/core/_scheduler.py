@@ -30,13 +30,23 @@ class Scheduler:
         max_num_seqs: Sequences that run at once.
         max_step_tokens: Tokens that one step reads at most.
         max_logit_rows: Positions whose logits one step computes at most for one sequence.
+        chunked_prefill: Whether a prompt may be read in several steps; otherwise the budget bends to the prompt.
     """
 
-    def __init__(self, pool: PagePool, *, max_num_seqs: int, max_step_tokens: int, max_logit_rows: int) -> None:
+    def __init__(
+        self,
+        pool: PagePool,
+        *,
+        max_num_seqs: int,
+        max_step_tokens: int,
+        max_logit_rows: int,
+        chunked_prefill: bool = True,
+    ) -> None:
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_step_tokens = max(max_step_tokens, max_num_seqs)  # every decoding sequence gets its token
         self.max_logit_rows = max_logit_rows
+        self.chunked_prefill = chunked_prefill
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
 
@@ -87,7 +97,9 @@ class Scheduler:
 
     def _plan(self, plan: list[Scheduled], sequence: Sequence, budget: int) -> int:
         count = min(sequence.remaining, budget)
-        if sequence.wants_prompt_logprobs:
+        if not self.chunked_prefill and count < sequence.remaining:
+            count = 0 if plan else sequence.remaining
+        elif sequence.wants_prompt_logprobs and self.chunked_prefill:
             count = min(count, self.max_logit_rows)
         if count > 0:
             plan.append(Scheduled(sequence, count))
