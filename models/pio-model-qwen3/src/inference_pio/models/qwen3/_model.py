@@ -77,8 +77,8 @@ class Qwen3Layer(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache, batch: RaggedBatch) -> Tensor:
         """(N, E) to (N, E)."""
         x = x + self.attention(self.attention_norm(x), cos, sin, cache, batch)
-        out: Tensor = x + self.mlp(self.mlp_norm(x))
-        return out
+        x += self.mlp(self.mlp_norm(x))  # in place: the sum above is this layer's own
+        return x
 
 
 class Qwen3Attention(nn.Module):
