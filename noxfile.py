@@ -14,14 +14,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import unquote
 
 import nox
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 from check_wheel import check_wheel  # noqa: E402 - tools/ is no package; the line above makes it importable
-from workspace import closure, read_members  # noqa: E402 - the same
+from workspace import read_members  # noqa: E402 - the same
 
 nox.needs_version = ">=2026.10"
 nox.options.default_venv_backend = "uv"
@@ -39,7 +40,7 @@ SOURCES = os.pathsep.join(str(member.folder / "src") for member in MEMBERS.value
 def lint(session: nox.Session) -> None:
     """Style, formatting, and the security of the workflows."""
     session.install("ruff>=0.14", "zizmor>=1.32")
-    session.run("ruff", "check", *session.posargs, ".")
+    session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("zizmor", "--offline", "--quiet", "--no-progress", "--persona=pedantic", ".github")
 
@@ -163,18 +164,18 @@ def _install(session: nox.Session, name: str, *, groups: bool) -> None:
     Without groups, import every module: what only tests need must not be what makes it importable.
     """
     chosen = ["--group", "test"] if groups else []
-    pins = _export("--package", MEMBERS[name].name, "--no-emit-workspace", *chosen)
-    _install_pins(session, name, pins, groups=groups)
+    _install_pins(session, name, _export("--package", MEMBERS[name].name, *chosen), groups=groups)
 
 
 def _install_pins(session: nox.Session, name: str, pins: str, *, groups: bool) -> None:
-    """Install ``pins`` and the wheels of the closure of ``name``; then hold the environment to that."""
-    expected = sorted(closure(name, MEMBERS, groups=groups))
-    pins = "\n".join(line for line in pins.splitlines() if not line.startswith(("-e ", "./", "file:")))
-    wheels = "\n".join(str(_wheel(each)) for each in expected)
-    session.install(
-        "--exact", "-r", _requirements(session, f"{'test' if groups else 'run'}.txt", f"{pins}\n{wheels}\n")
-    )
+    """Install ``pins``, those of this workspace from their wheels; then hold the environment to that."""
+    prefix = "-e "
+    lines = pins.splitlines()
+    places = (line.removeprefix(prefix).removeprefix("file://") for line in lines if line.startswith(prefix))
+    folders = {ROOT / unquote(place) for place in places}
+    expected = sorted(each for each, member in MEMBERS.items() if member.folder in folders or each == name)
+    wanted = [line for line in lines if not line.startswith(prefix)] + [str(_wheel(each)) for each in expected]
+    session.install("--exact", "-r", _requirements(session, f"{'test' if groups else 'run'}.txt", "\n".join(wanted)))
     [leaf] = MEMBERS[name].leaves
     imports = [] if groups else ["--import", leaf]
     session.run("python", "tools/check_environment.py", "--wheels", str(_wheelhouse()), *imports, *expected)

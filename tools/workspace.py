@@ -98,9 +98,9 @@ def siblings(member: Member, members: Mapping[str, Member], *, groups: bool) -> 
 
 
 def closure(name: str, members: Mapping[str, Member], *, groups: bool) -> set[str]:
-    """Canonical names of all members that an environment for ``name`` holds, itself included.
+    """Canonical names of all members that an environment for ``name`` may hold, itself and all extras included.
 
-    With ``groups``, an environment that has its dependency groups too; theirs alone, since groups do not chain.
+    With ``groups``, an environment that has its dependency groups too; its own alone, since groups do not chain.
     """
     reached = {name}
     waiting = siblings(members[name], members, groups=groups)
