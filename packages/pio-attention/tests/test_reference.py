@@ -60,7 +60,7 @@ def test_equals_transformers_eager(case, make_qkv):
     module = torch.nn.Module()
     module.num_key_value_groups = num_heads // num_kv_heads
     seen = explicit_mask(num_queries, num_keys, causal=causal, window=window)
-    additive = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    additive = torch.zeros(1, 1, *seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
     expected, _ = llama.eager_attention_forward(
         module, *(tensor.transpose(0, 1).unsqueeze(0) for tensor in (q, k, v)), additive, 16**-0.5
     )

@@ -36,6 +36,8 @@ def test_own_backends_are_registered():
     assert set(backend_names()) >= {"reference", "sdpa", "flex", "flex-compiled", "flash-attn-2"}
 
 
+# torch.compile of torch 2.11 warns about torch's own use of torch.jit when it is first imported.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Up to this many rows per KV head, group rows beat one row block per head.
 _MAX_GROUP_ROWS = 32
+# From this many queries on, the kernel reads each key often enough to repay bringing each head's rows together.
+_PACK_FROM = 256
 # Bounds the mask at 256 x S and leaves out keys that no query of the block sees.
 _QUERY_BLOCK = 256
 
@@ -99,7 +101,7 @@ def _by_rows(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, mask: Tensor 
 
 def _by_heads(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, causal: bool) -> Tensor:
     """Without a mask: 1 x H heads x T rows; the kernel finds each group's KV head itself."""
-    queries, keys, values = (tensor.unsqueeze(0).transpose(1, 2) for tensor in (q, k, v))
+    queries, keys, values = (_heads_first(tensor, q.shape[0]).unsqueeze(0) for tensor in (q, k, v))
     grouped = spec.num_heads != spec.num_kv_heads
     out = scaled_dot_product_attention(
         queries, keys, values, is_causal=causal, scale=spec.softmax_scale, enable_gqa=grouped
@@ -111,8 +113,8 @@ def _by_blocks(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, limits: Rea
     """With a mask: blocks of queries over the keys that each can see, as K x G heads with keys expanded, not copied."""
     num_queries, num_keys, kv_heads = q.shape[0], k.shape[0], spec.num_kv_heads
     group, past = spec.num_heads // kv_heads, num_keys - num_queries
-    queries = q.view(num_queries, kv_heads, group, -1).permute(1, 2, 0, 3)  # (K, G, T, D)
-    keys, values = (tensor.transpose(0, 1).unsqueeze(1).expand(-1, group, -1, -1) for tensor in (k, v))  # (K, G, S, D)
+    queries = _heads_first(q, num_queries).view(kv_heads, group, num_queries, -1)  # (K, G, T, D)
+    keys, values = (_heads_first(x, num_queries).unsqueeze(1).expand(-1, group, -1, -1) for x in (k, v))  # (K, G, S, D)
     out = q.new_zeros(num_queries, kv_heads, group, spec.head_dim)
     for begin in range(0, num_queries, _QUERY_BLOCK):
         end = min(begin + _QUERY_BLOCK, num_queries)
@@ -128,3 +130,9 @@ def _by_blocks(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, limits: Rea
         )
         out[begin:end] = block.permute(2, 0, 1, 3)
     return out.view(q.shape)
+
+
+def _heads_first(tensor: Tensor, num_queries: int) -> Tensor:
+    """(L, heads, D) to (heads, L, D): a view for few queries, a copy with each head's rows together for many."""
+    heads = tensor.transpose(0, 1)
+    return heads.contiguous() if num_queries >= _PACK_FROM else heads
