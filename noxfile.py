@@ -149,13 +149,17 @@ def coverage(session: nox.Session, name: str) -> None:
 def build(session: nox.Session) -> None:
     """Source distribution, the wheel from it, and what is inside, for every distribution, in dist/."""
     session.install("twine>=7")
+    problems: list[str] = []
+    archives: list[Path] = []
     for member in MEMBERS.values():
         folder = ROOT / "dist" / member.name
         _uv("build", str(member.folder), "--out-dir", str(folder), "--clear")
         [source], [wheel] = folder.glob("*.tar.gz"), folder.glob("*.whl")
-        session.run("twine", "check", "--strict", str(source), str(wheel))
-        if problems := check_wheel(wheel, member):
-            session.error("\n".join(problems))
+        problems += check_wheel(wheel, member)
+        archives += [source, wheel]
+    session.run("twine", "check", "--strict", *map(str, archives))
+    if problems:
+        session.error("\n".join(problems))
 
 
 def _install(session: nox.Session, name: str, *, groups: bool) -> None:
