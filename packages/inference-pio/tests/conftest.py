@@ -116,7 +116,6 @@ def _home(tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(tmp_path / folder))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg-state"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("COLUMNS", "100")
     (tmp_path / "work").mkdir()
@@ -179,6 +178,8 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}
+        self.paths: list[str] = []
+        self.agents: list[str | None] = []
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -202,6 +203,8 @@ class FakeHub:
         self.repos[repo] = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def answer(self, handler: BaseHTTPRequestHandler, method: str) -> None:
+        self.paths.append(handler.path)
+        self.agents.append(handler.headers.get("user-agent"))
         parts = handler.path.partition("?")[0].strip("/").split("/")
         listing = parts[:2] == ["api", "models"]
         repo = self.repos.get("/".join(parts[2:4] if listing else parts[:2]))

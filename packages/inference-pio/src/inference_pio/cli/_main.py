@@ -71,6 +71,8 @@ def _run(arguments: list[str]) -> int:
         from inference_pio.interfaces import InvalidRequestError
 
         raise InvalidRequestError("standard output is closed", hint="send it somewhere, such as > /dev/null")
+    # The hub's client would tell its maker about this machine, and ask it for a list of programs to tell it about.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from inference_pio.cli._commands import build_cli
 
     cli = build_cli()
