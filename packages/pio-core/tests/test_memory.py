@@ -48,6 +48,15 @@ def test_less_memory_serves_fewer_tokens_then_shorter_ones():
     assert (short.max_model_len, short.num_pages) == (96, 6)
 
 
+@pytest.mark.parametrize("contiguous", [False, True])
+def test_pages_come_in_the_multiple_that_a_backend_reads(contiguous):
+    """A backend that reads pages of 256 tokens gets them, and no sequence loses a token by it."""
+    cache = plan(1e6, contiguous=contiguous, page_multiple=256, max_model_len=1000)
+    assert cache.page_size == (1024 if contiguous else 256)
+    assert cache.max_model_len == 1000
+    assert cache.num_pages * cache.page_size == 4 * 1024
+
+
 @pytest.mark.parametrize(("tokens", "length"), [(8, None), (500, 1000), (0, None), (-5, None)])
 def test_what_does_not_fit_is_said(tokens, length):
     """A length that was asked for is never cut silently, and nothing is not a cache."""

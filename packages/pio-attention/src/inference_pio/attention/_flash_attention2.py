@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _DTYPES = (torch.float16, torch.bfloat16)
 _MAX_HEAD_DIM = 256
-_PAGE_MULTIPLE = 256
 
 
 class FlashAttention2:
@@ -36,6 +35,7 @@ class FlashAttention2:
     """
 
     name = "flash-attn-2"
+    page_size_multiple = 256
 
     def __init__(self) -> None:
         self._varlen = _load_varlen()
@@ -155,10 +155,10 @@ def _check_device(q: Tensor) -> None:
 
 
 def _check_pages(q: Tensor, cache: LayerKVCache) -> None:
-    if cache.page_size % _PAGE_MULTIPLE != 0:
+    if cache.page_size % FlashAttention2.page_size_multiple != 0:
         raise UnsupportedError(
-            f"flash-attn-2 needs a page size that is a multiple of {_PAGE_MULTIPLE} tokens, got {cache.page_size}",
-            hint=f"make the cache with page_size={_PAGE_MULTIPLE}, or use sdpa",
+            f"flash-attn-2 needs a page size that is a multiple of {FlashAttention2.page_size_multiple} tokens, got {cache.page_size}",
+            hint=f"make the cache with page_size={FlashAttention2.page_size_multiple}, or use sdpa",
         )
     if cache.key_pages.dtype != q.dtype:
         raise UnsupportedError(

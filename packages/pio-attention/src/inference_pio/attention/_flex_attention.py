@@ -29,6 +29,8 @@ class FlexAttention:
             the way to the block mask.
     """
 
+    page_size_multiple = 1
+
     def __init__(self, *, compile: bool = False) -> None:  # noqa: A002 - torch's own name for it
         from torch.nn.attention.flex_attention import flex_attention
 

@@ -22,6 +22,7 @@ class ReferenceAttention:
     """
 
     name = "reference"
+    page_size_multiple = 1
 
     def attend(
         self,

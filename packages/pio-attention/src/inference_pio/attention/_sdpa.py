@@ -36,6 +36,7 @@ class SDPAAttention:
     """Attention by ``torch.nn.functional.scaled_dot_product_attention``: any device, any dtype, any head dim."""
 
     name = "sdpa"
+    page_size_multiple = 1
 
     def attend(
         self,

@@ -71,6 +71,7 @@ def plan_cache(
     max_num_seqs: int,
     max_model_len: int | None,
     contiguous: bool,
+    page_multiple: int = 1,
 ) -> CachePlan:
     """The cache that serves ``max_num_seqs`` sequences of ``max_model_len`` tokens, or as much of it as fits.
 
@@ -81,6 +82,7 @@ def plan_cache(
         max_num_seqs: Sequences that run at once.
         max_model_len: Tokens per sequence as asked for, or None for the model's context or what fits.
         contiguous: One page per sequence instead of many small ones.
+        page_multiple: The page size is a multiple of this many tokens.
 
     Raises:
         DoesNotFitError: Not even one sequence of the length asked for fits.
@@ -90,23 +92,25 @@ def plan_cache(
         raise InvalidRequestError(
             f"max_model_len must be between 2 and the model's context of {shape.max_position}, got {max_model_len}"
         )
+    page_size = -(-PAGE_SIZE // page_multiple) * page_multiple
     per_token = shape.kv_elements_per_token * dtype_bytes
     length = max_model_len or shape.max_position
     capacity = int(available * CACHE_SHARE) // per_token
     if capacity < length:
-        if max_model_len is not None or capacity < PAGE_SIZE:
+        if max_model_len is not None or capacity < page_size:
             raise DoesNotFitError(
                 f"a context of {length} tokens needs {_gib(length * per_token)} of cache, and "
                 f"{_gib(int(available * CACHE_SHARE))} can be given to it",
                 hint="lower max_model_len or take a smaller model",
             )
-        length = capacity // PAGE_SIZE * PAGE_SIZE
+        length = capacity // page_size * page_size
     if contiguous:
-        sequences = min(max_num_seqs, capacity // length)
-        return CachePlan(sequences, length, length, sequences * length * per_token)
-    pages_per_sequence = -(-length // PAGE_SIZE)
-    pages = max(pages_per_sequence, min(max_num_seqs * pages_per_sequence, capacity // PAGE_SIZE))
-    return CachePlan(pages, PAGE_SIZE, length, pages * PAGE_SIZE * per_token)
+        page = -(-length // page_multiple) * page_multiple
+        sequences = max(1, min(max_num_seqs, capacity // page))
+        return CachePlan(sequences, page, length, sequences * page * per_token)
+    pages_per_sequence = -(-length // page_size)
+    pages = max(pages_per_sequence, min(max_num_seqs * pages_per_sequence, capacity // page_size))
+    return CachePlan(pages, page_size, length, pages * page_size * per_token)
 
 
 def _read_integer(path: str) -> int | None:

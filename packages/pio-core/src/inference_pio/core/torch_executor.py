@@ -122,6 +122,7 @@ def build_torch_executor(
     chosen = _dtype(checkpoint, dtype, target)
     chosen_name = str(chosen).removeprefix("torch.")
     weight_bytes = checkpoint.shape.num_parameters * chosen.itemsize
+    backend = get_backend(attention, device=target)
     available = _available(target)
     check_weights(checkpoint.name, weight_bytes, chosen_name, available)
     plan = plan_cache(
@@ -131,11 +132,12 @@ def build_torch_executor(
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
         contiguous=kv_cache == "contiguous",
+        page_multiple=backend.page_size_multiple,
     )
     with torch.device("meta"):
         model = checkpoint.plugin.build(
             checkpoint.config,
-            attention=get_backend(attention, device=target),
+            attention=backend,
             linear=DenseLinear(),
             tied_head=checkpoint.tied_head,
         )

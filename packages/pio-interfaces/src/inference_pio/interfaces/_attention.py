@@ -23,7 +23,8 @@ class AttentionSpec:
         head_dim: ``D``.
         scale: Factor on the scores; None means ``head_dim ** -0.5``.
         causal: Whether a query sees only keys at its own position and before.
-        window: Sliding window: a query at position ``p`` sees keys at ``p - window + 1 .. p``. None sees all.
+        window: Sliding window: a query at position ``p`` sees keys at ``p - window + 1 .. p`` and, without ``causal``,
+            also up to ``p + window - 1``. None sees all.
     """
 
     num_heads: int
@@ -51,7 +52,8 @@ class AttentionSpec:
 class RaggedBatch:
     """The layout of one step: all scheduled tokens of all sequences, without padding.
 
-    The last ``query_lens[b]`` of the ``seq_lens[b]`` positions of sequence ``b`` are this step's queries.
+    The last ``query_lens[b]`` of the ``seq_lens[b]`` positions of sequence ``b`` are this step's queries. Its tensors do
+    not change while it is in use.
 
     Attributes:
         query_lens: Tokens of each sequence in this step; on the host, ``B`` entries, each at least 1.
@@ -122,6 +124,10 @@ class AttentionBackend(Protocol):
     def name(self) -> str:
         """Registered name, such as ``"sdpa"``."""
 
+    @property
+    def page_size_multiple(self) -> int:
+        """The page size of a cache that it reads must be a multiple of this many tokens."""
+
     def attend(
         self,
         q: Tensor,
@@ -143,7 +149,7 @@ class AttentionBackend(Protocol):
             key_lens: Keys per sequence.
 
         Returns:
-            (Nq, H, D) in the dtype of ``q``.
+            (Nq, H, D) in the dtype of ``q``; zeros for a query that sees no key.
         """
 
     def attend_cached(self, q: Tensor, cache: LayerKVCache, batch: RaggedBatch, spec: AttentionSpec) -> Tensor:

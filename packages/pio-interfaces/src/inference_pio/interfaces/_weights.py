@@ -72,9 +72,10 @@ class WeightSource(Protocol):
         """The stored bytes, flat, as a read-only view of the mapping: no copy, no decoding."""
 
     def array(self, name: str) -> NDArray[np.generic] | None:
-        """A view of the mapping in the tensor's own dtype and shape, or None if the encoding needs decoding.
+        """A view of the mapping in the tensor's own dtype and shape.
 
-        ``BF16`` comes as ``uint16`` bit patterns, since NumPy has no such dtype. The view is copy-on-write: it may be
+        None if the encoding needs decoding, or the tensor is not aligned in the file to the size of its elements.
+        ``BF16`` comes as ``uint16`` bit patterns and the float8 formats as ``uint8``, since NumPy has no such dtypes. The view is copy-on-write: it may be
         written to, and the file does not change.
         """
 
