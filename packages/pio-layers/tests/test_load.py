@@ -139,7 +139,7 @@ def half_split_to_interleaved(weight, heads):
     return weight[order]
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 200, 4 * 2**20])
+@pytest.mark.parametrize("chunk_bytes", [1, 200, 2**20])
 @pytest.mark.parametrize("encoding", ["F32", "Q8_0"])
 @pytest.mark.parametrize("heads, rows", [(1, 2), (1, 8), (3, 12), (4, 64), (9, 576)])
 def test_load_weights_restores_half_split_rows(memory_source, monkeypatch, chunk_bytes, encoding, heads, rows):

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from inference_pio.interfaces import TensorInfo, WeightMap, WeightSource
     from inference_pio.layers._plan import Assignment, Slot
 
-CHUNK_BYTES = 4 * 2**20
-"""Bound on a decoded chunk in float32: small enough for a core's share of the cache."""
+CHUNK_BYTES = 2 * 2**20
+"""Bound on a decoded chunk in float32: it stays in the cache between decoding and copying."""
 
 _MAPPABLE = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -56,7 +56,7 @@ def load_weights(
 
     A parameter made of one whole tensor that is stored in ``dtype`` becomes a view of the file's mapping if ``device``
     is the CPU: nothing is read now, and ``source`` may be closed. Any other gets one buffer, which is filled in chunks
-    of rows, so that at most about 4 MiB (or one row, or one head) are held decoded at a time; the source's pages are
+    of rows, so that at most about 2 MiB (or one row, or one head) are held decoded at a time; the source's pages are
     released after each tensor. Everything is checked before the first byte is read: on an error in the checkpoint's
     header the module is as it was.
 
