@@ -155,10 +155,11 @@ def _check_device(q: Tensor) -> None:
 
 
 def _check_pages(q: Tensor, cache: LayerKVCache) -> None:
-    if cache.page_size % FlashAttention2.page_size_multiple != 0:
+    multiple = FlashAttention2.page_size_multiple
+    if cache.page_size % multiple != 0:
         raise UnsupportedError(
-            f"flash-attn-2 needs a page size that is a multiple of {FlashAttention2.page_size_multiple} tokens, got {cache.page_size}",
-            hint=f"make the cache with page_size={FlashAttention2.page_size_multiple}, or use sdpa",
+            f"flash-attn-2 needs a page size that is a multiple of {multiple} tokens, got {cache.page_size}",
+            hint=f"make the cache with page_size={multiple}, or use sdpa",
         )
     if cache.key_pages.dtype != q.dtype:
         raise UnsupportedError(

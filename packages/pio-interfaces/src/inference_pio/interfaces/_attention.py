@@ -52,8 +52,8 @@ class AttentionSpec:
 class RaggedBatch:
     """The layout of one step: all scheduled tokens of all sequences, without padding.
 
-    The last ``query_lens[b]`` of the ``seq_lens[b]`` positions of sequence ``b`` are this step's queries. Its tensors do
-    not change while it is in use.
+    The last ``query_lens[b]`` of the ``seq_lens[b]`` positions of sequence ``b`` are this step's queries. The
+    tensors do not change while the batch is in use.
 
     Attributes:
         query_lens: Tokens of each sequence in this step; on the host, ``B`` entries, each at least 1.

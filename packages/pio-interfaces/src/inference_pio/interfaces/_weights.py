@@ -75,8 +75,8 @@ class WeightSource(Protocol):
         """A view of the mapping in the tensor's own dtype and shape.
 
         None if the encoding needs decoding, or the tensor is not aligned in the file to the size of its elements.
-        ``BF16`` comes as ``uint16`` bit patterns and the float8 formats as ``uint8``, since NumPy has no such dtypes. The view is copy-on-write: it may be
-        written to, and the file does not change.
+        ``BF16`` comes as ``uint16`` bit patterns and the float8 formats as ``uint8``, since NumPy has no such dtypes.
+        The view is copy-on-write: it may be written to, and the file does not change.
         """
 
     def decode(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
