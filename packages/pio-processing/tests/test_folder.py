@@ -250,16 +250,16 @@ def test_templates_are_found_where_models_keep_them(gpt2_folder):
 @pytest.mark.parametrize(
     "content, match",
     [
-        (b"", r"tokenizer.json: content: EOF"),
-        (b"{", r"tokenizer.json: content: EOF"),
-        (b"[]", r"tokenizer.json: content: "),
+        (b"", r"tokenizer.json: syntax: is not JSON: .* at line 1, column 1"),
+        (b"{", r"tokenizer.json: syntax: is not JSON: .* at line 1, column 2"),
+        (b"[]", r"tokenizer.json: content: must be an object, got list"),
         (b"\xff\xfe", r"tokenizer.json: encoding: is not UTF-8 at byte 0"),
         (
             b'{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}',
             r"tokenizer.json: content: ",
         ),
-        (b'{"version": "1.0", "model": {"type": "Nonsense"}}', r"tokenizer.json: content: "),
-        (b"[" * 100_000, r"tokenizer.json: content: "),
+        (b'{"version": "1.0"}', r"tokenizer.json: model: must be an object, got NoneType"),
+        (b"[" * 100_000, r"tokenizer.json: depth: is nested deeper than 64"),
     ],
 )
 def test_malformed_tokenizer_is_one_line(tmp_path, content, match):
@@ -268,6 +268,71 @@ def test_malformed_tokenizer_is_one_line(tmp_path, content, match):
     with pytest.raises(MalformedFileError, match=match) as caught:
         tokenizer_from_folder(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "shape, path, value, match",
+    [
+        ("gpt2", ("model", "type"), "WordPiece", r"model is 'WordPiece' \(supported: BPE, Unigram\)"),
+        ("gpt2", ("model", "type"), None, None),
+        ("gpt2", ("model", "dropout"), 0.9, None),
+        (
+            "gpt2",
+            ("model", "continuing_subword_prefix"),
+            "##",
+            r"continuing_subword_prefix is '##' \(supported: null or",
+        ),
+        (
+            "gpt2",
+            ("model", "end_of_word_suffix"),
+            "</w>",
+            r"model.end_of_word_suffix is '</w>' \(supported: null or an",
+        ),
+        ("gpt2", ("model", "vocab", "a"), 3, r"model.vocab: has \d+ tokens, but only \d+ different ids"),
+        ("gpt2", ("model", "vocab", "a"), -1, r"model.vocab: has an id outside of 0 to 4294967295"),
+        ("gpt2", ("model", "vocab", "a"), 2**32, r"model.vocab: has an id outside of 0 to 4294967295"),
+        ("gpt2", ("model", "vocab", "a"), "3", r"model.vocab: must map tokens to integers"),
+        ("gpt2", ("model", "vocab"), [], r"model.vocab: must be an object, got list"),
+        ("gpt2", ("model", "merges"), None, r"model.merges: must be a list, got NoneType"),
+        ("gpt2", ("model", "merges", 0), ["a"], r"model.merges: \['a'\] is not two tokens"),
+        ("gpt2", ("model", "merges", 0), "a b c", r"model.merges: 'a b c' is not two tokens"),
+        ("gpt2", ("model", "merges", 0), ["a", "nosuch"], r"content: .*nosuch"),
+        ("gpt2", ("added_tokens",), {}, r"added_tokens: must be a list, got dict"),
+        ("gpt2", ("added_tokens", 0), "x", r"added_tokens: must be an object, got str"),
+        ("gpt2", ("added_tokens", 0, "nonsense"), 1, None),
+        ("gpt2", ("added_tokens", 0, "content"), 1, r"content: "),
+        ("gpt2", ("pre_tokenizer", "type"), "Nonsense", r"content: "),
+        ("llama3", ("pre_tokenizer", "pretokenizers", 0, "pattern"), {"Regex": "("}, r"content: "),
+        (
+            "llama3",
+            ("post_processor", "processors", 1, "special_tokens"),
+            {},
+            r"post_processor.single: uses '<s>', which is not described",
+        ),
+        ("metaspace", ("model", "unk_id"), None, r"model.unk_id: must be the id of a token, got None"),
+        ("metaspace", ("model", "vocab"), {}, r"model.vocab: must be a list, got dict"),
+    ],
+)
+def test_contradictions_in_the_tokenizer_are_named(corpus, tmp_path, shape, path, value, match):
+    """What would make the library below panic, or ids ambiguous, is refused; what is merely odd still encodes."""
+    plain = SHAPES[shape](corpus)
+    spec = json.loads(plain.to_str())
+    place = spec
+    for key in path[:-1]:
+        place = place[key]
+    if value is None and path[-1] == "type":
+        del place["type"]
+    else:
+        place[path[-1]] = value
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    if match is None:
+        text = "The quick brown fox's 12 jumps"
+        assert tokenizer_from_folder(tmp_path).encode(text) == plain.encode(text).ids
+    else:
+        with pytest.raises(PioError, match=match) as caught:
+            tokenizer_from_folder(tmp_path)
+        assert "tokenizer.json: " in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ assert template.render([{"role": "user", "content": "x"}]) == "x"
 @pytest.mark.parametrize("name", ["ChatTemplate", "IncrementalDetokenizer", "Tokenizer", "tokenizer_from_gguf"])
 def test_public_names_are_there(name):
     """The package's front says what it offers."""
-    import inference_pio.processing as processing
+    from inference_pio import processing
 
     assert name in processing.__all__
     assert getattr(processing, name).__doc__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from inference_pio.interfaces import LimitExceededError, MalformedFileError
 
@@ -35,7 +35,7 @@ def read_text(path: Path, *, max_bytes: int) -> str:
         raise MalformedFileError(path, "encoding", f"is not UTF-8 at byte {error.start}") from error
 
 
-def read_json_object(path: Path, *, max_bytes: int) -> dict[str, object]:
+def read_json_object(path: Path, *, max_bytes: int) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:

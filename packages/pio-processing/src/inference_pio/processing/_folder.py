@@ -9,6 +9,7 @@ from inference_pio.processing._files import read_json_object, read_text
 from inference_pio.processing._pieces import rule_from_decoder
 from inference_pio.processing._template import MAX_TEMPLATE_BYTES
 from inference_pio.processing._tokenizer import DEFAULT_TEMPLATE, Tokenizer
+from inference_pio.processing._tokenizer_json import build_backend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +48,7 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer | None:
                 hint="convert it: transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
             )
         return None
-    backend = _read_backend(path)
+    backend = build_backend(path, read_json_object(path, max_bytes=MAX_TOKENIZER_BYTES))
     config = _optional_object(folder / "tokenizer_config.json")
     named = _named_tokens(folder, config)
     _mark_special(backend, [*named.values(), *_extra_special(folder, config)])
@@ -58,19 +59,6 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer | None:
         special_tokens=named,
         chat_templates=_templates(folder, config),
     )
-
-
-def _read_backend(path: Path) -> tokenizers.Tokenizer:
-    from tokenizers import Tokenizer as Backend
-
-    text = read_text(path, max_bytes=MAX_TOKENIZER_BYTES)
-    try:
-        backend = Backend.from_str(text)
-    except Exception as error:  # the library raises bare Exception for whatever is wrong with the file
-        raise MalformedFileError(path, "content", " ".join(str(error).split())[:200]) from error
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
 
 
 def _optional_object(path: Path) -> dict[str, object]:
