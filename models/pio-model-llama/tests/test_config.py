@@ -45,6 +45,16 @@ SMOLLM2 = {
 }
 
 
+# The head has eight or more pairs of dimensions, and each needs a factor.
+LONGROPE_OF_THREE = {
+    "rope_type": "longrope",
+    "factor": 2.0,
+    "original_max_position_embeddings": 64,
+    "short_factor": [1.0, 1.0, 1.0],
+    "long_factor": [2.0, 2.0, 2.0],
+}
+
+
 def test_absent_keys_take_the_reference_defaults():
     """A sparse config means what it means to the reference implementation."""
     config = PLUGIN.parse_config(SMALL)
@@ -126,7 +136,11 @@ def test_config_is_frozen():
         ({"hidden_sise": 64}, "hidden_sise"),
         ({"hidden_size": 63}, r"hidden_size \(63\) must be a multiple of num_attention_heads \(4\)"),
         ({"num_key_value_heads": 3}, r"num_attention_heads \(4\) must be a multiple of num_key_value_heads \(3\)"),
-        ({"head_dim": 15}, "head_dim must be even for the rotary embedding, got 15"),
+        ({"head_dim": 15}, "head_dim 15 .* must be an even number"),
+        ({"partial_rotary_factor": 0.5}, r"this family turns whole heads, got partial_rotary_factor 0\.5"),
+        ({"max_position_embeddings": 2**25}, "max_position_embeddings"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 1e5}}, "a context of .* tokens is beyond the 16777216"),
+        ({"rope_scaling": LONGROPE_OF_THREE}, "short_factor"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"num_hidden_layers": 10_000}, "num_hidden_layers"),
         ({"hidden_size": "64"}, "hidden_size"),
