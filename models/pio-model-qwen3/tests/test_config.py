@@ -45,6 +45,16 @@ QWEN3_0_6B = {
 }
 
 
+# The head has eight or more pairs of dimensions, and each needs a factor.
+LONGROPE_OF_THREE = {
+    "rope_type": "longrope",
+    "factor": 2.0,
+    "original_max_position_embeddings": 64,
+    "short_factor": [1.0, 1.0, 1.0],
+    "long_factor": [2.0, 2.0, 2.0],
+}
+
+
 def windows(raw):
     shape = PLUGIN.shape(PLUGIN.parse_config(raw), tied_head=True)
     return [spec.window for spec in shape.attention]
@@ -93,7 +103,11 @@ def test_layer_types_win():
     [
         ({"head_dims": 64}, "head_dims.*head_dim"),
         ({"num_key_value_heads": 3}, r"num_attention_heads \(4\) must be a multiple of num_key_value_heads \(3\)"),
-        ({"head_dim": 15}, "head_dim must be even for the rotary embedding, got 15"),
+        ({"head_dim": 15}, "head_dim 15 .* must be an even number"),
+        ({"partial_rotary_factor": 0.5}, r"this family turns whole heads, got partial_rotary_factor 0\.5"),
+        ({"max_position_embeddings": 2**25}, "max_position_embeddings"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 1e5}}, "a context of .* tokens is beyond the 16777216"),
+        ({"rope_scaling": LONGROPE_OF_THREE}, "short_factor"),
         ({"layer_types": ["full_attention"]}, r"layer_types has 1 entries for num_hidden_layers \(4\)"),
         ({"layer_types": ["sliding_attention"] * 4}, "use_sliding_window is False and sliding_window is None"),
         ({"layer_types": ["linear_attention"] * 4}, "layer_types"),

@@ -9,13 +9,15 @@ from msgspec import Meta
 
 from inference_pio.config import build_config, token_ids
 from inference_pio.interfaces import AttentionSpec, DynamicScaling, ModelShape, RopeParameters, YarnScaling
+from inference_pio.layers.frequencies import rope_frequencies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _Size = Annotated[int, Meta(ge=1, le=2**20)]
 _Vocabulary = Annotated[int, Meta(ge=1, le=2**24)]
-_Context = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+_MAX_CONTEXT = 2**24  # positions that are exact in float32, in which rotary angles are computed
+_Context = Annotated[int, Meta(ge=1, le=_MAX_CONTEXT)]
 _Depth = Annotated[int, Meta(ge=1, le=1024)]
 _Epsilon = Annotated[float, Meta(gt=0.0, le=1.0)]
 _LayerTypes = Annotated[tuple[Literal["full_attention", "sliding_attention"], ...], Meta(max_length=1024)]
@@ -74,8 +76,14 @@ class Qwen3Config(msgspec.Struct, frozen=True, kw_only=True):
                 f"({self.kv_heads})"
             )
             raise ValueError(msg)
-        if self.head_dim % 2 != 0:
-            msg = f"head_dim must be even for the rotary embedding, got {self.head_dim}"
+        if self.rope.partial_rotary_factor != 1.0:
+            msg = f"this family turns whole heads, got partial_rotary_factor {self.rope.partial_rotary_factor:g}"
+            raise ValueError(msg)
+        rope_frequencies(self.head_dim, self.rope)  # raises where the two do not fit each other
+        if self.context > _MAX_CONTEXT:
+            msg = (
+                f"a context of {self.context} tokens is beyond the {_MAX_CONTEXT} positions that rotary angles can tell"
+            )
             raise ValueError(msg)
         if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
             msg = f"layer_types has {len(self.layer_types)} entries for num_hidden_layers ({self.num_hidden_layers})"
