@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from inference_pio.core._registry import Registry
     from inference_pio.interfaces import RegisteredModel
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*(:[A-Za-z0-9][\w.\-]*)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from inference_pio.core._hub_files import RemoteFile
 
+__all__ = ["RECORD_NAME", "LocalModel", "find", "list_models", "pull", "remove"]
+
 RECORD_NAME = "pio-model.json"
 """The file that says what a finished folder holds; written last."""
 
