@@ -121,6 +121,14 @@ def test_encodes_as_transformers(pair, odd_strings, add_special_tokens):
         assert ours.encode(text, add_special_tokens=add_special_tokens) == expected, text
 
 
+def test_special_spellings_as_plain_text(pair, odd_strings):
+    """Without parsing them, special tokens spelled out are ordinary text, as transformers' ``split_special_tokens``."""
+    _, ours, theirs = pair
+    for text in [*odd_strings, "a<s>b</s>", "<|im_end|><tool_call><think>x", "<unk> <s>"]:
+        expected = theirs.encode(text, split_special_tokens=True)
+        assert ours.encode(text, parse_special=False) == expected, text
+
+
 @pytest.mark.parametrize("skip_special_tokens", [False, True])
 def test_decodes_as_transformers(pair, odd_strings, skip_special_tokens):
     """The text of an encoded string is the one that transformers gives."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from typing import TYPE_CHECKING
 
+from inference_pio.interfaces import InvalidRequestError
 from inference_pio.processing._stops import StopMatcher
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ class IncrementalDetokenizer:
 
     Held back are the bytes of an unfinished UTF-8 character and the longest end of the text that may begin a stop
     string. What comes out, joined, is ``tokenizer.decode`` of all tokens, cut at the first stop string. A token costs
-    time in proportion to its own text.
+    time in proportion to its own text. An id that the tokenizer does not have adds no text: embeddings are often padded
+    beyond the vocabulary, and a model may choose one of the rows that mean nothing.
 
     Args:
         tokenizer: What the tokens are of.
@@ -30,7 +32,6 @@ class IncrementalDetokenizer:
 
     Raises:
         ValueError: A stop string is empty.
-        InvalidRequestError: ``prompt_token_ids`` has an id that the tokenizer does not have.
     """
 
     def __init__(
@@ -77,7 +78,6 @@ class IncrementalDetokenizer:
             Text that became certain with it; may be empty. Nothing more comes after a stop string.
 
         Raises:
-            InvalidRequestError: The tokenizer has no such token.
             ValueError: Called after :meth:`finish`.
         """
         if self._finished:
@@ -101,8 +101,12 @@ class IncrementalDetokenizer:
         """What the next token adds."""
         if self._skip_special and token_id in self._tokenizer.special_ids:
             return b""
-        first, self._first = self._first, False
-        return self._tokenizer.token_bytes(token_id, first=first)
+        try:
+            piece = self._tokenizer.token_bytes(token_id, first=self._first)
+        except InvalidRequestError:
+            return b""
+        self._first = False
+        return piece
 
     def _emit(self, decoded: str) -> str:
         """Pass decoded text through the leading-space rule and the stop strings."""

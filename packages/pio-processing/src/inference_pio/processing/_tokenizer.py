@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from itertools import groupby
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -266,12 +267,22 @@ class Tokenizer:
 
     @cached_property
     def _literal_backend(self) -> tokenizers.Tokenizer:
-        """The same tokenizer, blind to special tokens in the text. A copy, so that no other thread is affected."""
+        """The same tokenizer, blind to special tokens in the text: another object, so that no thread is affected."""
         import tokenizers
 
-        copy = tokenizers.Tokenizer.from_str(self._backend.to_str())
-        copy.encode_special_tokens = True
-        return copy
+        twin = tokenizers.Tokenizer(self._backend.model)
+        for part in ("normalizer", "pre_tokenizer", "post_processor"):
+            if (value := getattr(self._backend, part)) is not None:
+                setattr(twin, part, value)
+        # In the order of their ids, tokens beyond the model's own vocabulary get the ids that they have.
+        added = [token for _, token in sorted(self._backend.get_added_tokens_decoder().items())]
+        for special, group in groupby(added, key=lambda token: token.special):
+            if special:
+                twin.add_special_tokens(list(group))
+            else:
+                twin.add_tokens(list(group))
+        twin.encode_special_tokens = True
+        return twin
 
 
 def _check_utf8(text: str) -> None:
