@@ -2,8 +2,9 @@
 
     python benchmarks/bench_startup.py [--json FILE] [--quick] [--model MODEL] [--threads N]
 
-Wall-clock medians of fresh processes, the commands taking turns, caches warm. ``first token`` is the time from starting
-the process to the first byte on its standard output; ``import torch`` is there to compare with.
+Medians of fresh processes, the commands taking turns, caches warm: wall-clock time, and processor time, which says more
+on a busy machine. ``first token`` is the time from starting the process to the first byte on its standard output;
+``import torch`` is there to compare with.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ QUESTION = "What is the capital of France?"
 PIO = [sys.executable, "-m", "inference_pio.cli"]
 
 
-def first_byte_and_end(command: list[str]) -> tuple[float, float]:
-    """Seconds from the start of the process to its first output and to its end."""
-    start = time.perf_counter()
+def run(command: list[str]) -> tuple[float, float, float]:
+    """Seconds from the start of the process to its first output and to its end, and its processor seconds."""
+    start, before = time.perf_counter(), os.times()
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.read(1)
@@ -33,7 +34,9 @@ def first_byte_and_end(command: list[str]) -> tuple[float, float]:
         process.stdout.read()
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed with exit code {process.returncode}")
-    return first, time.perf_counter() - start
+    end, after = time.perf_counter() - start, os.times()
+    busy = after.children_user + after.children_system - before.children_user - before.children_system
+    return first, end, busy
 
 
 def commands(model: list[str], threads: list[str]) -> dict[str, list[str]]:
@@ -52,18 +55,18 @@ def commands(model: list[str], threads: list[str]) -> dict[str, list[str]]:
 
 def measure(programs: dict[str, list[str]], repeats: int) -> list[dict[str, object]]:
     """Medians of first output and end, after one round to warm up."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
+    times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in programs}
     for turn in range(repeats + 1):
         for name, command in programs.items():
-            pair = first_byte_and_end(command)
+            measured = run(command)
             if turn > 0:
-                times[name].append(pair)
+                times[name].append(measured)
     results: list[dict[str, object]] = []
-    for name, pairs in times.items():
+    for name, runs in times.items():
+        first, end, busy = (list(column) for column in zip(*runs, strict=True))
         if name == "pio run":
-            first = [first for first, _ in pairs]
             results.append(result("pio run, first token", first))
-        results.append(result(name, [end for _, end in pairs]))
+        results.append({**result(name, end), "processor_s": statistics.median(busy)})
     return results
 
 
@@ -82,7 +85,8 @@ def main() -> None:
     threads = ["--threads", options.threads] if options.threads else []
     results = measure(commands([options.model] if options.model else [], threads), 2 if options.quick else 9)
     for row in results:
-        print(f"{row['name']:24} {row['value']:7.3f} s  (best {row['best']:.3f})")
+        busy = f", processor {row['processor_s']:.3f}" if "processor_s" in row else ""
+        print(f"{row['name']:24} {row['value']:7.3f} s  (best {row['best']:.3f}{busy})")
     document = {
         "benchmark": "startup",
         "package": "inference-pio",

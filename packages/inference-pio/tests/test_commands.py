@@ -42,6 +42,13 @@ def test_help_lists_every_command(pio):
     assert pio().out == pio("-h").out == shown.out
 
 
+def test_a_group_without_a_command_shows_its_help(pio):
+    """As ``pio`` does."""
+    done = pio("config")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == pio("config", "--help").out
+
+
 def test_version_is_that_of_the_distribution(pio):
     """One line."""
     from importlib.metadata import version

@@ -19,6 +19,19 @@ def imported(*arguments: str) -> set[str]:
     return {name.split(".")[0] for name in re.findall(r"^import time:.*\|\s+(\S+)$", done.stderr, re.MULTILINE)}
 
 
+def test_exit_handlers_run_and_the_exit_code_is_kept(tmp_path):
+    """The process ends without tearing modules down, but not without what was registered for its end."""
+    written = tmp_path / "written"
+    code = (
+        f"import atexit, sys; atexit.register(lambda: open({str(written)!r}, 'w').close()); sys.argv = ['pio', 'rnu']; "
+        "from inference_pio.cli import script; script()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("pio: error: no command 'rnu'")
+    assert written.exists()
+
+
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",), (), ("run", "--help"), ("chat", "--help")])
 def test_help_and_version_import_nothing_heavy(arguments):
     """Neither torch nor numpy, nor any other library that takes time."""

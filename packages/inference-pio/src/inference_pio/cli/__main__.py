@@ -1,8 +1,6 @@
 """``python -m inference_pio.cli``: the same as ``pio``."""
 
-import sys
-
-from inference_pio.cli import main
+from inference_pio.cli import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -6,12 +6,13 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 does not fit, 5 plug
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _flush(code)
 
 
+def script() -> NoReturn:
+    """The console script: :func:`main`, then the end of the process.
+
+    Exit handlers run; taking torch's modules apart object by object, which takes most of a second, is left out.
+    """
+    code = main()
+    atexit._run_exitfuncs()  # noqa: SLF001 - what the interpreter itself would call, and has no public name
+    os._exit(code)
+
+
 def _run(arguments: list[str]) -> int:
     if sys.stdout is None:  # Python's word for a descriptor that was closed before it started
         from inference_pio.interfaces import InvalidRequestError
@@ -78,13 +89,16 @@ def _run(arguments: list[str]) -> int:
     cli = build_cli()
     if "_PIO_COMPLETE" in os.environ:
         cli.main(arguments, prog_name="pio", complete_var="_PIO_COMPLETE")
-    from click.exceptions import Abort, Exit
+    import click
+    from click.exceptions import Abort, Exit, NoArgsIsHelpError
 
     try:
         with cli.make_context("pio", arguments or ["--help"]) as context:
             cli.invoke(context)
     except Exit as error:
         return error.exit_code
+    except NoArgsIsHelpError as error:  # a group of commands without one, such as pio config
+        click.echo(error.message)
     except Abort:
         return INTERRUPTED
     return 0
