@@ -134,6 +134,19 @@ def test_yarn_frequencies_equal_transformers(head_dim, share, factor, extras):
     assert_equals_reference(head_dim, ours, theirs)
 
 
+@pytest.mark.parametrize("theta, original", [(20.0, 2000), (10000.0, 64), (10000.0, 4)])
+def test_yarn_ramp_stays_within_the_head(theta, original):
+    """Where the ramp would begin before the first dimension or end after the last, it is cut there."""
+    ours = RopeParameters(theta=theta, scaling=YarnScaling(factor=4.0, original_max_position=original))
+    theirs = {
+        "rope_type": "yarn",
+        "rope_theta": theta,
+        "factor": 4.0,
+        "original_max_position_embeddings": original,
+    }
+    assert_equals_reference(16, ours, theirs)
+
+
 @pytest.mark.parametrize("head_dim, share", SIZES)
 @pytest.mark.parametrize("length", [None, 4096, 4097, 131072])
 @pytest.mark.parametrize("attention_factor", [None, 1.19])
@@ -183,6 +196,8 @@ def test_rotary_dim_refuses_odd_and_empty_rotations(head_dim, share):
 
 def test_rope_frequencies_refuse_parameters_that_fit_no_embedding():
     """Each rule names the value it cannot work with."""
+    with pytest.raises(ValueError, match="theta must be above 1, got 1"):
+        rope_frequencies(64, RopeParameters(theta=1.0))
     two = DynamicScaling(factor=2.0, original_max_position=16)
     with pytest.raises(ValueError, match="rotary dimension above 2, got 2"):
         rope_frequencies(2, RopeParameters(theta=1e4, scaling=two), length=99)

@@ -60,6 +60,8 @@ def rope_frequencies(
         ValueError: The parameters fit no rotary embedding of this head dimension.
     """
     size = rotary_dim(head_dim, rope)
+    if rope.theta <= 1.0:
+        raise ValueError(f"theta must be above 1, got {rope.theta:g}")
     scaling = rope.scaling
     match scaling:
         case None:
