@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import sys
 
@@ -74,6 +76,53 @@ def test_bar_appears_for_work_that_takes_a_while():
     plain = seen("-c", BAR, NO_COLOR="1")
     assert "fetching a thing" in plain
     assert "\x1b[3" not in plain
+
+
+def test_bars_and_status_share_the_line():
+    """A status gives way to a bar, and a bar that is full to the next one; nothing of them is left at the end."""
+    code = BAR.replace("import time", "import time\nfrom inference_pio.cli._progress import status")
+    code = code.replace(
+        "with byte", "with status('loading ...', wanted=True), byte_progress('second', wanted=True) as next_one, byte"
+    )
+    code = code.replace(
+        'print("done")', "    for done in range(0, 101, 10): next_one(done, 100); time.sleep(0.06)\nprint('done')"
+    )
+    text = seen("-c", code)
+    assert text.startswith("loading ...\r\x1b[K")
+    assert text.index("fetching a thing") < text.index("second")
+    assert "fetching a thing" not in text[text.index("second") :]
+    assert text.rstrip().endswith("done")
+
+
+def test_control_characters_are_spelled_out_on_a_terminal_only(monkeypatch, capsys):
+    """A model, or a file's name, must not move the cursor or answer for the user; a pipe gets the text as it is."""
+    from inference_pio.cli import _output
+
+    text = "a\x1b[2Jb\x9b1mc\td\r\n"
+    _output.write(text)
+    assert capsys.readouterr().out == text
+    _output.note(text)
+    assert capsys.readouterr().err == "a\\x1b[2Jb\\x9b1mc\td\n\n"
+    monkeypatch.setattr(_output, "is_terminal", lambda _stream: True)
+    _output.write(text)
+    assert capsys.readouterr().out == "a\\x1b[2Jb\\x9b1mc\td\n"
+    _output.write_json({"text": text})
+    written = capsys.readouterr().out
+    assert written.isprintable() or written.rstrip("\n").isprintable()
+    assert json.loads(written) == {"text": text}
+
+
+def test_characters_beyond_the_encoding_are_replaced(monkeypatch):
+    """An old terminal loses a character, not the answer; JSON loses nothing."""
+    from inference_pio.cli import _output
+
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
+    _output.write("né → 中\n")
+    _output.write_json({"text": "né → 中"})
+    lines = raw.getvalue().splitlines()
+    assert lines[0] == "né ? ?".encode("latin-1")
+    assert json.loads(lines[1]) == {"text": "né → 中"}
 
 
 def test_short_work_shows_no_bar():

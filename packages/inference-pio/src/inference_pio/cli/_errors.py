@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import click
 
+from inference_pio.cli._output import note, write_json
 from inference_pio.interfaces import PioError
 
 
@@ -72,11 +73,8 @@ def report(error: Exception, *, as_json: bool) -> int:
         traceback.print_exception(error)
     problem = describe(error)
     hint = f" ({problem.hint})" if problem.hint else ""
-    if sys.stderr is not None:
-        sys.stderr.write(f"pio: error: {problem.message}{hint}\n")
+    note(f"pio: error: {problem.message}{hint}")
     if as_json and sys.stdout is not None:
-        from inference_pio.cli._output import write_json
-
         fields = {"type": problem.kind, "message": problem.message, "hint": problem.hint}
         write_json({"error": {**fields, "exit_code": problem.exit_code}})
     return problem.exit_code

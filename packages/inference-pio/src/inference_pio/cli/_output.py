@@ -14,12 +14,21 @@ _BINARY_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _COUNT_UNITS = ("", "K", "M", "B", "T")
 
 
+# Control characters move cursors, rename windows and answer for the user: models and files are not trusted that far.
+_CONTROLS = [code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"]
+_SHOWN = {code: "" if chr(code) == "\r" else f"\\x{code:02x}" for code in _CONTROLS}
+_ESCAPED = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+
+
 def write(text: str) -> None:
     """Write ``text`` to standard output now, so that a reader sees each token as it comes.
 
-    What the reader's encoding cannot express is replaced rather than fatal: the model chooses the characters.
+    What the reader's encoding cannot express is replaced rather than fatal, since the model chooses the characters. A
+    terminal gets control characters spelled out; a pipe or a file gets the text as it is.
     """
     stream = sys.stdout
+    if is_terminal(stream):
+        text = printable(text)
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, errors="replace").decode(encoding))
     stream.flush()
@@ -28,14 +37,19 @@ def write(text: str) -> None:
 def write_json(value: object) -> None:
     """Write one JSON document on one line to standard output."""
     wide = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    write(json.dumps(value, ensure_ascii=not wide) + "\n")
+    write(json.dumps(value, ensure_ascii=not wide).translate(_ESCAPED) + "\n")
 
 
 def note(text: str) -> None:
     """Write a line to standard error."""
     if sys.stderr is not None:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(printable(text) + "\n")
         sys.stderr.flush()
+
+
+def printable(text: str) -> str:
+    """``text`` with its control characters, but line ends and tabs, spelled out."""
+    return text.translate(_SHOWN)
 
 
 def is_terminal(stream: object) -> bool:

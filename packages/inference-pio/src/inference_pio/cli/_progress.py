@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, TaskID
 
+WIPE = "\r\x1b[K"
+"""Clears a terminal's line."""
+
 _PATIENCE_S = 0.3
 
 
@@ -33,10 +36,13 @@ class _Bar:
         if self._shown is not None:
             bar, task = self._shown
             bar.update(task, completed=done, total=total)
+            if done >= total:  # the next bar needs the line
+                self.close()
 
     def close(self) -> None:
         if self._shown is not None:
             self._shown[0].stop()
+            self._shown = None
 
     def _show(self, total: int) -> tuple[Progress, TaskID]:
         from rich.console import Console
@@ -44,6 +50,7 @@ class _Bar:
 
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
         bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        sys.stderr.write(WIPE)  # of what a status left on the line
         bar.start()
         return bar, bar.add_task(self._description, total=total)
 
@@ -72,5 +79,5 @@ def status(text: str, *, wanted: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stderr.write("\r\x1b[K")
+        sys.stderr.write(WIPE)
         sys.stderr.flush()
