@@ -6,6 +6,7 @@ from inference_pio.core._inspect import EncodingUse, ModelReport, inspect_model
 from inference_pio.core._llm import LLM
 from inference_pio.core._locate import LocatedModel, locate_model
 from inference_pio.core._registry import InstalledPlugin, Registry
+from inference_pio.core._stream import TokenStream
 from inference_pio.interfaces import CompletionOutput, Logprob, RequestOutput, SamplingParams
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Registry",
     "RequestOutput",
     "SamplingParams",
+    "TokenStream",
     "inspect_model",
     "locate_model",
     "open_checkpoint",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakValueDictionary
@@ -24,6 +26,7 @@ from inference_pio.core._prompts import (
 )
 from inference_pio.core._registry import Registry
 from inference_pio.core._stream import TokenStream
+from inference_pio.core._threads import limit_spinning
 from inference_pio.interfaces import InvalidRequestError, Request, SamplingParams, UnsupportedError
 
 if TYPE_CHECKING:
@@ -106,11 +109,16 @@ class LLM:
         _check_capabilities(checkpoint.installed, kv_cache)
         self.name = checkpoint.name
         self.shape: ModelShape = checkpoint.shape
-        self.tokenizer: Tokenizer | None = checkpoint.tokenizer()
         self._generation = checkpoint.generation
         self._seeds = itertools.count() if seed is None else itertools.count(seed)
         self._draw_seeds = seed is None
-        # Imported here, so that importing the API, or failing above, does not wait for torch.
+        # Importing torch is the longest part of starting. It begins when the model is known to be sound, so that no
+        # mistake waits for it, and goes on while the tokenizer is built.
+        limit_spinning()
+        with ThreadPoolExecutor(1, "import-torch") as background:
+            importing = background.submit(import_module, "inference_pio.core.torch_executor")
+            self.tokenizer: Tokenizer | None = checkpoint.tokenizer()
+            importing.result()
         from inference_pio.core.torch_executor import build_torch_executor
 
         self._executor = build_torch_executor(
