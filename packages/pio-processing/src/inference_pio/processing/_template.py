@@ -137,10 +137,10 @@ class ChatTemplate:
             ) from None
         except jinja2.TemplateError as error:
             raise _failed(error) from error
-        except (*_FAILURES, SyntaxError) as error:  # nested too deeply for Jinja or for Python
-            raise TemplateError(
-                f"the chat template cannot be compiled: {_one_line(error) or type(error).__name__}"
-            ) from error
+        except (MemoryError, RecursionError, SyntaxError) as error:  # what Python's compiler makes of deep nesting
+            raise TemplateError("the chat template cannot be compiled: it is nested too deeply") from error
+        except _FAILURES as error:
+            raise TemplateError(f"the chat template cannot be compiled: {_one_line(error)}") from error
 
 
 def _failed(error: Exception) -> TemplateError:
