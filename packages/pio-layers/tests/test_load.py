@@ -201,6 +201,26 @@ def test_load_weights_tells_its_progress_in_stored_bytes(memory_source, monkeypa
     assert len(done) > len(TINY)
 
 
+@pytest.mark.parametrize("encoding", ["Q8_0", "OPAQUE"])
+def test_load_weights_gives_the_threads_back(memory_source, encoding):
+    """Copies run in one thread; afterwards, also after an error, the caller's number is back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    seen = []
+    source = memory_source({"w": numbers(4, 4)}, {"w": encoding})
+    rule = WeightRule(target="weight", sources=("w",))
+    try:
+        if encoding == "OPAQUE":
+            with pytest.raises(UnsupportedError, match="OPAQUE"):
+                load(on_meta(lambda: Linear(4, 4)), source, rule)
+        else:
+            load(on_meta(lambda: Linear(4, 4)), source, rule, progress=lambda *_: seen.append(torch.get_num_threads()))
+            assert seen == [1]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_load_weights_skips_ignored_tensors(memory_source):
     """Patterns match whole names."""
     source = memory_source({**TINY, "rope.freqs": numbers(4), "mtp.0.w": numbers(2)})

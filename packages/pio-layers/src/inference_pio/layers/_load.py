@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ def load_weights(
     is the CPU: nothing is read now, and ``source`` may be closed. Any other gets one buffer, which is filled in chunks
     of rows, so that at most about 2 MiB (or one row, or one head) are held decoded at a time; the source's pages are
     released after each tensor. Everything is checked before the first byte is read: on an error in the checkpoint's
-    header the module is as it was.
+    header the module is as it was. PyTorch's thread count is 1 while a buffer is filled, and then what it was.
 
     Args:
         module: Built on ``meta``. Its parameters are replaced, shared ones by one shared parameter, none requires a
@@ -94,10 +95,11 @@ def load_weights(
         else:
             tensor = _allocate(assignment.slot, dtype, device)
             copied_bytes += tensor.nbytes
-            for stored in _fill(tensor, assignment, source):
-                done += stored
-                if progress is not None:
-                    progress(done, total)
+            with _one_thread():
+                for stored in _fill(tensor, assignment, source):
+                    done += stored
+                    if progress is not None:
+                        progress(done, total)
         _install(module, assignment.slot, tensor)
     return LoadReport(
         bytes=mapped_bytes + copied_bytes,
@@ -132,6 +134,17 @@ def _allocate(slot: Slot, dtype: torch.dtype, device: torch.device) -> Tensor:
             f"no memory for the {size} bytes of parameter {slot.names[0]} {shape} in {dtype} on {device}",
             hint="use a smaller dtype or a smaller model",
         ) from error
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep PyTorch from sharing out copies that take less time than waking its threads, which then spin for more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fill(target: Tensor, assignment: Assignment, source: WeightSource) -> Iterator[int]:
