@@ -121,6 +121,18 @@ def test_encodes_as_transformers(pair, odd_strings, add_special_tokens):
         assert ours.encode(text, add_special_tokens=add_special_tokens) == expected, text
 
 
+@pytest.mark.parametrize("shape", ["gpt2", "llama3", "llama2"])
+@pytest.mark.parametrize("flag", [False, True])
+def test_tokenizer_json_decides_on_the_tokens_around(corpus, tmp_path, shape, flag):
+    """``add_bos_token`` in the config does not change what tokenizer.json says, as in transformers 5."""
+    transformers = pytest.importorskip("transformers", reason="transformers, the witness, is not installed")
+    SHAPES[shape](corpus).save(str(tmp_path / "tokenizer.json"))
+    config = {"add_bos_token": flag, "bos_token": "<s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert tokenizer_from_folder(tmp_path).encode("The fox") == theirs.encode("The fox")
+
+
 def test_special_spellings_as_plain_text(pair, odd_strings):
     """Without parsing them, special tokens spelled out are ordinary text, as transformers' ``split_special_tokens``."""
     _, ours, theirs = pair
