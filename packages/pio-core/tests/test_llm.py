@@ -274,6 +274,16 @@ def test_the_real_model_answers(real):
     assert output.metrics.ttft_s > 0
 
 
+def test_candidates_carry_their_text(real):
+    """Each candidate has its token's own text, the leading space included, and the chosen ones spell the answer."""
+    params = SamplingParams(temperature=0.0, max_tokens=6, logprobs=2)
+    output = real.generate("The capital of France is", params)[0].outputs[0]
+    chosen = [entry[token].decoded_token for token, entry in zip(output.token_ids, output.logprobs, strict=True)]
+    assert "".join(chosen) == output.text
+    assert chosen[0].startswith(" ")
+    assert all(len(entry) in {2, 3} for entry in output.logprobs)
+
+
 def test_stop_strings_across_tokens(real):
     """A stop string that spans tokens ends the text before it and is the stop reason."""
     prompt = "One, two, three, four, five,"

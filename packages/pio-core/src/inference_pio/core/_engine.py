@@ -181,6 +181,7 @@ class Engine:
                 stop=params.stop_strings,
                 skip_special_tokens=params.skip_special_tokens,
                 include_stop=params.include_stop_str_in_output,
+                prompt_token_ids=request.prompt_token_ids,
             )
         return Sequence(
             request=request,
@@ -271,9 +272,13 @@ class Engine:
         }
 
     def _decode(self, token_id: int) -> str | None:
-        if self.tokenizer is None or token_id >= self.tokenizer.vocab_size:
+        """Text of one token by itself, its leading space included; partial UTF-8 shows as U+FFFD."""
+        if self.tokenizer is None:
+            return None
+        try:
+            return self.tokenizer.token_bytes(token_id).decode(errors="replace")
+        except InvalidRequestError:
             return None  # embeddings are often padded beyond the tokenizer's vocabulary
-        return self.tokenizer.decode([token_id], skip_special_tokens=False)
 
     def _metrics(self, request_id: str) -> RequestMetrics | None:
         sequences, arrived = self._requests[request_id], self._arrived[request_id]
