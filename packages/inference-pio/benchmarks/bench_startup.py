@@ -48,7 +48,7 @@ def commands(model: list[str], threads: list[str]) -> dict[str, list[str]]:
         "pio config show": [*PIO, "config", "show"],
         "pio ls": [*PIO, "ls"],
         "pio show": [*PIO, "show", *model],
-        "import torch": [sys.executable, "-c", "import torch"],
+        "import torch": [sys.executable, "-c", "import torch, os; os._exit(0)"],
         "pio run": [*PIO, "run", QUESTION, "--max-tokens", "8", *(["-m", *model] if model else []), *threads],
     }
 

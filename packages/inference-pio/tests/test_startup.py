@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import subprocess
 import sys
@@ -17,6 +18,23 @@ def imported(*arguments: str) -> set[str]:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-500:]
     return {name.split(".")[0] for name in re.findall(r"^import time:.*\|\s+(\S+)$", done.stderr, re.MULTILINE)}
+
+
+def test_loading_spares_the_collector_and_gives_it_back(pio, tiny_model, monkeypatch):
+    """No collection while libraries are imported; afterwards it works as before, also after an error."""
+    seen = []
+    from inference_pio import core
+
+    class Watched(core.LLM):
+        def __init__(self, *args: object, **options: object) -> None:
+            seen.append(gc.isenabled())
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(core, "LLM", Watched)
+    assert pio("run", "hi", "-m", tiny_model).code == 0
+    assert pio("run", "hi", "-m", "no-such-model").code == 3
+    assert seen == [False, False]
+    assert gc.isenabled()
 
 
 def test_exit_handlers_run_and_the_exit_code_is_kept(tmp_path):
