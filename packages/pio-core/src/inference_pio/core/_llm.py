@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakValueDictionary
@@ -112,13 +110,9 @@ class LLM:
         self._generation = checkpoint.generation
         self._seeds = itertools.count() if seed is None else itertools.count(seed)
         self._draw_seeds = seed is None
-        # Importing torch is the longest part of starting. It begins when the model is known to be sound, so that no
-        # mistake waits for it, and goes on while the tokenizer is built.
+        self.tokenizer: Tokenizer | None = checkpoint.tokenizer()
+        # Imported here, so that importing the API, or failing above, does not wait for torch.
         limit_spinning()
-        with ThreadPoolExecutor(1, "import-torch") as background:
-            importing = background.submit(import_module, "inference_pio.core.torch_executor")
-            self.tokenizer: Tokenizer | None = checkpoint.tokenizer()
-            importing.result()
         from inference_pio.core.torch_executor import build_torch_executor
 
         self._executor = build_torch_executor(
