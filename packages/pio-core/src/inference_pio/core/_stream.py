@@ -58,7 +58,7 @@ class TokenStream:
         while not self._events and not self.output.finished:
             try:
                 self._step()
-            except BaseException:
+            except BaseException:  # Ctrl-C too: whatever ends the step ends the request, and goes on up
                 self.close()
                 raise
         if self._events:
