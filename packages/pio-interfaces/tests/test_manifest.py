@@ -86,7 +86,7 @@ BAD = [
     ('["LlamaForCausalLM", "OtherForCausalLM"]', "[]", "architectures: must name at least one architecture"),
     ('["LlamaForCausalLM", "OtherForCausalLM"]', '"Llama"', "architectures: must be a list of strings, got 'Llama'"),
     ('["LlamaForCausalLM", "OtherForCausalLM"]', "[1]", r"architectures: must be a list of strings, got \[1\]"),
-    ('"generate"', '"fly"', "capabilities: unknown value 'fly'; known values are chunked-prefill, generate"),
+    ('"generate"', '"fly"', "capabilities: unknown value 'fly'; known values are chunked-prefill, deterministic"),
     ('"gpu"', '"root"', "grants: unknown value 'root'; known values are gpu, network, read, write"),
     ('llama = "LlamaForCausalLM"', 'llama = "Gemma"', r"gguf: names architectures .* does not serve: \['Gemma'\]"),
     ('llama = "LlamaForCausalLM"', "llama = 1", r"gguf: must map strings to strings, got \{'llama': 1\}"),

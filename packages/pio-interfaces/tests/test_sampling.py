@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import pytest
 
-from inference_pio.interfaces import InvalidRequestError, SamplingParams
+from inference_pio.interfaces import BeamSearchParams, InvalidRequestError, SamplingParams, StructuredOutputs
 
 REFUSED = [
     ("n", 0, r"^n must be between 1 and 128, got 0$"),
@@ -30,6 +30,13 @@ REFUSED = [
     ("top_p", 1.01, r"^top_p must be above 0 and at most 1, got 1\.01$"),
     ("min_p", -0.01, r"^min_p must be at least 0 and at most 1, got -0\.01$"),
     ("min_p", 2, r"^min_p must be at least 0 and at most 1, got 2$"),
+    ("typical_p", 0, r"^typical_p must be above 0 and at most 1, got 0$"),
+    ("best_of", 0, r"^best_of must be between 1 and 128, got 0$"),
+    ("bad_words", "no", r"^bad_words must be a list of non-empty strings, got 'no'$"),
+    ("bad_words", [], r"^bad_words must be a list of non-empty strings, got \[\]$"),
+    ("bad_words", ["a", ""], r"^bad_words must be a list of non-empty strings"),
+    ("bad_words", ["a"] * 257, r"^bad_words must have at most 256 entries, got 257$"),
+    ("structured_outputs", {"regex": "a"}, r"^structured_outputs must be StructuredOutputs, got \{'regex': 'a'\}$"),
     ("max_tokens", 0, r"^max_tokens must be between 1 and 2147483648, got 0$"),
     ("max_tokens", -1, r"^max_tokens must be between 1 and 2147483648, got -1$"),
     ("max_tokens", 16.0, r"^max_tokens must be an integer, got 16\.0$"),
@@ -149,3 +156,52 @@ def test_parameters_have_names_only():
         SamplingParams(0.5)
     with pytest.raises(TypeError, match="temprature"):
         SamplingParams(temprature=0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, r"^structured outputs need exactly one of json, regex, choice and grammar, got none$"),
+        ({"regex": "a", "choice": ["b"]}, r"got \['regex', 'choice'\]$"),
+        ({"json": 7}, r"^json must be a schema as text or as a mapping, got 7$"),
+        ({"regex": ""}, r"^regex must be a non-empty string, got ''$"),
+        ({"grammar": b"x"}, r"^grammar must be a non-empty string, got b'x'$"),
+        ({"choice": []}, r"^choice must be a list of non-empty strings, got \[\]$"),
+    ],
+)
+def test_structures_that_say_nothing_are_refused(arguments, message):
+    """Exactly one form, of the right type."""
+    with pytest.raises(InvalidRequestError, match=message):
+        StructuredOutputs(**arguments)
+
+
+def test_structures_are_kept():
+    """An empty schema is a schema; choices become a tuple."""
+    assert StructuredOutputs(json={}).json == {}
+    assert StructuredOutputs(choice=["a", "b"]).choice == ("a", "b")
+    params = SamplingParams(structured_outputs=StructuredOutputs(regex="a+"), bad_words=["x"], n=2, best_of=5)
+    assert params.structured_outputs.regex == "a+"
+    assert params.bad_words == ("x",)
+    assert params.num_sequences == 5
+    assert SamplingParams(n=3).num_sequences == 3
+
+
+def test_best_of_is_at_least_n():
+    """There is nothing to choose from otherwise."""
+    with pytest.raises(InvalidRequestError, match=r"^best_of must be between 3 and 128, got 2$"):
+        SamplingParams(n=3, best_of=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"beam_width": 0}, r"^beam_width must be between 1 and 128, got 0$"),
+        ({"beam_width": 2, "max_tokens": 0}, r"^max_tokens must be between 1"),
+        ({"beam_width": 2, "length_penalty": math.nan}, r"^length_penalty must be at least -10 .* got nan$"),
+        ({"beam_width": 2, "ignore_eos": 1}, r"^ignore_eos must be True or False, got 1$"),
+    ],
+)
+def test_beams_out_of_bounds_are_refused(arguments, message):
+    """With the value and the bounds."""
+    with pytest.raises(InvalidRequestError, match=message):
+        BeamSearchParams(**arguments)

@@ -1,6 +1,22 @@
 """The contracts of Inference-PIO: small protocols and frozen dataclasses, no dependencies, no torch."""
 
-from inference_pio.interfaces._attention import AttentionBackend, AttentionSpec, KVCache, LayerKVCache, RaggedBatch
+from inference_pio.interfaces._attention import (
+    AttentionBackend,
+    AttentionSpec,
+    KVCache,
+    LayerKVCache,
+    LayerStateCache,
+    RaggedBatch,
+)
+from inference_pio.interfaces._cache import (
+    CacheGroup,
+    KVSpec,
+    LatentSpec,
+    LayerCacheSpec,
+    LayerGroup,
+    StateSpec,
+    group_layers,
+)
 from inference_pio.interfaces._errors import (
     BrokenDependencyError,
     ConfigError,
@@ -20,7 +36,15 @@ from inference_pio.interfaces._errors import (
     TemplateError,
     UnsupportedError,
 )
-from inference_pio.interfaces._executor import Executor, StepBatch
+from inference_pio.interfaces._executor import (
+    Executor,
+    GroupTables,
+    LogitEdits,
+    LogprobQuery,
+    Sampler,
+    SamplingBatch,
+    StepBatch,
+)
 from inference_pio.interfaces._linear import LinearMethod
 from inference_pio.interfaces._manifest import MANIFEST_NAME, PluginManifest, RegisteredModel, read_manifest
 from inference_pio.interfaces._model import CausalLM, ModelPlugin, ModelShape
@@ -43,7 +67,7 @@ from inference_pio.interfaces._rope import (
     RopeScaling,
     YarnScaling,
 )
-from inference_pio.interfaces._sampling import SamplingParams
+from inference_pio.interfaces._sampling import BeamSearchParams, SamplingParams, StructuredOutputs
 from inference_pio.interfaces._version import API_VERSION
 from inference_pio.interfaces._weights import TensorInfo, WeightMap, WeightRule, WeightSource
 
@@ -52,7 +76,9 @@ __all__ = [
     "MANIFEST_NAME",
     "AttentionBackend",
     "AttentionSpec",
+    "BeamSearchParams",
     "BrokenDependencyError",
+    "CacheGroup",
     "CausalLM",
     "CompletionOutput",
     "ConfigError",
@@ -61,15 +87,23 @@ __all__ = [
     "EngineError",
     "Executor",
     "FinishReason",
+    "GroupTables",
     "HubError",
     "InvalidRequestError",
     "KVCache",
+    "KVSpec",
+    "LatentSpec",
+    "LayerCacheSpec",
+    "LayerGroup",
     "LayerKVCache",
+    "LayerStateCache",
     "LimitExceededError",
     "LinearMethod",
     "LinearScaling",
     "Llama3Scaling",
+    "LogitEdits",
     "Logprob",
+    "LogprobQuery",
     "LongRopeScaling",
     "MalformedFileError",
     "MissingDependencyError",
@@ -90,8 +124,12 @@ __all__ = [
     "RequestOutput",
     "RopeParameters",
     "RopeScaling",
+    "Sampler",
+    "SamplingBatch",
     "SamplingParams",
+    "StateSpec",
     "StepBatch",
+    "StructuredOutputs",
     "TemplateError",
     "TensorInfo",
     "TokenEvent",
@@ -100,5 +138,6 @@ __all__ = [
     "WeightRule",
     "WeightSource",
     "YarnScaling",
+    "group_layers",
     "read_manifest",
 ]

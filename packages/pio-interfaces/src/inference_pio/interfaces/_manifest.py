@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MANIFEST_NAME = "pio-plugin.toml"
-CAPABILITIES = frozenset({"generate", "logprobs", "chunked-prefill", "paged-kv"})
+CAPABILITIES = frozenset(
+    {"generate", "logprobs", "chunked-prefill", "paged-kv", "prefix-caching", "speculative-decoding", "deterministic"}
+)
 GRANTS = frozenset({"gpu", "network", "read", "write"})
 
 _MAX_BYTES = 64 * 1024

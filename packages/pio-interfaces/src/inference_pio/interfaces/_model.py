@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
+from inference_pio.interfaces._cache import KVSpec, StateSpec
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor, nn
 
     from inference_pio.interfaces._attention import AttentionBackend, AttentionSpec, KVCache, RaggedBatch
+    from inference_pio.interfaces._cache import LayerCacheSpec
     from inference_pio.interfaces._linear import LinearMethod
     from inference_pio.interfaces._weights import WeightMap
 
@@ -48,10 +51,11 @@ class ModelShape:
         hidden_size: ``E``.
         vocab_size: ``V``, rows of the embedding.
         max_position: Context length in tokens.
-        attention: Per layer, what attention computes; also what the cache of the layer must hold.
+        attention: Per layer of attention, what it computes.
         num_parameters: Parameters, a tied head counted once.
         bos_token_id: First token of a sequence, or None.
         eos_token_ids: Tokens that end a generation.
+        cache: Per layer, what is kept of the past; empty where every layer keeps the keys and values of ``attention``.
     """
 
     architecture: str
@@ -63,11 +67,20 @@ class ModelShape:
     num_parameters: int
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    cache: tuple[LayerCacheSpec, ...] = ()
+
+    @property
+    def cache_specs(self) -> tuple[LayerCacheSpec, ...]:
+        """Per layer, what is kept of the past, resolved."""
+        return self.cache or tuple(
+            KVSpec(num_kv_heads=spec.num_kv_heads, head_dim=spec.head_dim, window=spec.window)
+            for spec in self.attention
+        )
 
     @property
     def kv_elements_per_token(self) -> int:
-        """Keys and values stored per token over all layers, in elements."""
-        return sum(2 * spec.num_kv_heads * spec.head_dim for spec in self.attention)
+        """What is stored per token over all layers while no window has been left behind, in elements."""
+        return sum(spec.elements_per_token for spec in self.cache_specs if not isinstance(spec, StateSpec))
 
 
 @runtime_checkable

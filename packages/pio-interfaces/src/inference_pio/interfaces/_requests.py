@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from inference_pio.interfaces._errors import PioError
     from inference_pio.interfaces._sampling import SamplingParams
 
 
@@ -19,6 +20,10 @@ class FinishReason(StrEnum):
     """``max_tokens`` or the end of the context."""
     ABORT = "abort"
     """Cancelled by the caller."""
+    TIMEOUT = "timeout"
+    """Its deadline passed."""
+    ERROR = "error"
+    """The step that computed it failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +54,39 @@ class Request:
         prompt_token_ids: The prompt; at least one token.
         params: How to continue it.
         prompt: The text that the tokens came from, if any.
+        priority: Who goes first under the priority policy: the lower number.
+        timeout_s: Seconds from arrival after which it ends with what it has; None waits for ever.
+        cache_salt: Cached prefixes are shared only between requests of one salt: a tenant's name, a secret.
     """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     prompt: str | None = None
+    priority: int = 0
+    timeout_s: float | None = None
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestMetrics:
-    """Where the time of a request went, in seconds.
+    """Where the time of a request went so far, in seconds.
 
     Attributes:
         queue_s: From arrival to the first step that worked on it.
         ttft_s: From arrival to the first token.
         prefill_s: From the first step that worked on it to the first token.
-        decode_s: From the first token to the last.
+        decode_s: From the first token to the latest.
+        cached_tokens: Tokens of the prompt that were found in the cache.
+        num_preemptions: How often it had to give its pages back and wait.
     """
 
     queue_s: float
     ttft_s: float
     prefill_s: float
     decode_s: float
+    cached_tokens: int = 0
+    num_preemptions: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,7 +128,8 @@ class RequestOutput:
         prompt_logprobs: Per position of the prompt, the candidates asked for; None first, since nothing predicts it.
         outputs: ``n`` continuations, by index.
         finished: Whether all of them have ended.
-        metrics: Where the time went; None while it goes on.
+        metrics: Where the time went; None while it goes on, and where no token came.
+        error: Why the request failed, where its finish reason is ``error``.
     """
 
     request_id: str
@@ -123,6 +139,7 @@ class RequestOutput:
     outputs: list[CompletionOutput] = field(default_factory=list)
     finished: bool = False
     metrics: RequestMetrics | None = None
+    error: PioError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,17 +149,21 @@ class TokenEvent:
     Attributes:
         request_id: Of the request.
         index: Which of the ``n`` continuations.
-        token_id: The token.
+        token_id: The token; None where the continuation ends without one: cancelled, late, failed.
         text: Text that became certain with it; may be empty (partial UTF-8, possible stop string).
         logprobs: Candidates at this position, if asked for.
         finish_reason: Why the continuation ended with this token; None if it goes on.
         stop_reason: As in :class:`CompletionOutput`.
+        metrics: Where the time of the request went up to here; None before its first token.
+        error: As in :class:`RequestOutput`.
     """
 
     request_id: str
     index: int
-    token_id: int
+    token_id: int | None
     text: str
     logprobs: PositionLogprobs | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    metrics: RequestMetrics | None = None
+    error: PioError | None = None
