@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from inference_pio.interfaces import StepBatch
+    from inference_pio.interfaces import GroupTables, StepBatch
 
 
 def ragged_batch(step: StepBatch, device: torch.device | str = "cpu") -> RaggedBatch:
@@ -26,15 +26,23 @@ def ragged_batch(step: StepBatch, device: torch.device | str = "cpu") -> RaggedB
         device: Where keys and values live.
 
     Returns:
-        The same layout with tensors on ``device``.
+        The same layout with tensors on ``device``, as each group of layers sees it.
     """
-    return RaggedBatch(
-        query_lens=tuple(np.diff(step.query_starts).tolist()),
-        seq_lens=tuple(step.seq_lens.tolist()),
-        query_starts=torch.from_numpy(step.query_starts).to(device),
-        block_tables=torch.from_numpy(step.block_tables).to(device),
-        slot_mapping=torch.from_numpy(step.slot_mapping).to(device),
-    )
+    query_lens = tuple(np.diff(step.query_starts).tolist())
+    seq_lens = tuple(step.seq_lens.tolist())
+    query_starts = torch.from_numpy(step.query_starts).to(device)
+
+    def view(tables: StepBatch | GroupTables, others: tuple[RaggedBatch, ...] = ()) -> RaggedBatch:
+        return RaggedBatch(
+            query_lens=query_lens,
+            seq_lens=seq_lens,
+            query_starts=query_starts,
+            block_tables=torch.from_numpy(tables.block_tables).to(device),
+            slot_mapping=torch.from_numpy(tables.slot_mapping).to(device),
+            others=others,
+        )
+
+    return view(step, tuple(view(tables) for tables in step.others))
 
 
 def make_batch(

@@ -147,6 +147,10 @@ def _check_kernel(q: Tensor, spec: AttentionSpec) -> None:
             f"flash-attn-2 needs a head dim that is a multiple of 8 up to {_MAX_HEAD_DIM}, got {spec.head_dim}",
             hint="use sdpa",
         )
+    if spec.output_dim != spec.head_dim:
+        raise UnsupportedError(
+            f"flash-attn-2 needs values of the head dim {spec.head_dim}, got {spec.output_dim}", hint="use sdpa"
+        )
 
 
 def _check_device(q: Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from inference_pio.attention._packed import check_packed, check_queries
+from inference_pio.attention._packed import check_packed, check_queries, first_visible, no_output
 from inference_pio.attention._reach import reach
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class FlexAttention:
         """Attention of packed sequences; see ``AttentionBackend.attend``. A query that sees no key gets zeros."""
         check_packed(q, k, v, spec, query_lens, key_lens)
         if q.shape[0] == 0 or k.shape[0] == 0:
-            return torch.zeros_like(q)
+            return no_output(q, spec)
         from torch.nn.attention.flex_attention import create_block_mask
 
         visible = _interval_mask(*_visible_intervals(query_lens, key_lens, spec, q.device))
@@ -64,10 +64,12 @@ class FlexAttention:
         """Attention over the cache; see ``AttentionBackend.attend_cached``. Copies the keys of several sequences."""
         check_queries(q, spec, batch.query_lens)
         if not batch.query_lens:
-            return torch.empty_like(q)
-        keys, values = zip(*(cache.read(batch, index) for index in range(len(batch.seq_lens))), strict=True)
+            return no_output(q, spec)
+        starts = [first_visible(batch, index, spec) for index in range(len(batch.seq_lens))]
+        keys, values = zip(*(cache.read(batch, index, start) for index, start in enumerate(starts)), strict=True)
+        key_lens = tuple(length - start for length, start in zip(batch.seq_lens, starts, strict=True))
         k, v = ((parts[0] if len(parts) == 1 else torch.cat(parts)).to(q.dtype) for parts in (keys, values))
-        return self.attend(q, k, v, spec, query_lens=batch.query_lens, key_lens=batch.seq_lens)
+        return self.attend(q, k, v, spec, query_lens=batch.query_lens, key_lens=key_lens)
 
 
 def compiled_flex_attention() -> FlexAttention:

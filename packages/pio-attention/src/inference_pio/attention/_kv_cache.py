@@ -1,4 +1,4 @@
-"""Storage of keys and values: pages of ``P`` tokens, per layer. Who owns which page is decided elsewhere."""
+"""The caches: what the layers of a model keep, in pages. Who owns which page is decided elsewhere."""
 
 from __future__ import annotations
 
@@ -6,151 +6,152 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from inference_pio.attention._page_layout import PageLayout
-from inference_pio.interfaces import DoesNotFitError
+from inference_pio.attention._page_storage import PageStorage, cache_spec, token_bytes
+from inference_pio.interfaces import LayerGroup, StateSpec, group_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
-
-    from inference_pio.interfaces import AttentionSpec, RaggedBatch
-
-# From this many tokens on, finding out that slots are consecutive costs less than scattering row by row on a CPU.
-_SLICE_COPY_FROM = 64
-
-
-class LayerPages:
-    """Keys and values of one layer; a ``LayerKVCache``.
-
-    Args:
-        key_pages: (num_pages, P, K, D), contiguous; used, not copied.
-        value_pages: The same for values.
-        layout: Where the sequences of a batch lie; shared by the layers of a cache.
-    """
-
-    def __init__(self, key_pages: Tensor, value_pages: Tensor, layout: PageLayout) -> None:
-        self.key_pages = key_pages
-        self.value_pages = value_pages
-        self.page_size = layout.page_size
-        self._layout = layout
-        self._keys = key_pages.flatten(0, 1)  # (num_pages * P, K, D), views
-        self._values = value_pages.flatten(0, 1)
-        self._row_shape = tuple(key_pages.shape[2:])
-
-    def write(self, keys: Tensor, values: Tensor, slot_mapping: Tensor) -> None:
-        """Store ``keys`` and ``values`` (N, K, D) at ``slot_mapping`` (N,), in place, in the dtype of the cache.
-
-        They are stored without their history: no gradient flows through a cache.
-
-        Raises:
-            ValueError: The shapes do not fit the cache or each other.
-            IndexError: A slot is outside the cache (on CPU; on CUDA the device reports it later).
-        """
-        count = slot_mapping.shape[0]
-        expected = (count, *self._row_shape)
-        if keys.shape != expected or values.shape != expected:
-            shapes = f"{tuple(keys.shape)} and {tuple(values.shape)}"
-            raise ValueError(f"keys and values must have shape {expected}, got {shapes}")
-        start = _consecutive_start(slot_mapping) if count >= _SLICE_COPY_FROM else None
-        _store(self._keys, keys, slot_mapping, start)
-        _store(self._values, values, slot_mapping, start)
-
-    def read(self, batch: RaggedBatch, index: int, start: int = 0) -> tuple[Tensor, Tensor]:
-        """Keys and values of sequence ``index`` from position ``start`` to its end, each (S - start, K, D).
-
-        A view where the sequence's pages lie side by side, a gathered copy where they do not: read only. ``batch`` must
-        not be changed in place between reads: the layout found at the first read serves all layers.
-
-        Raises:
-            ValueError: ``start`` is beyond the sequence, or its block table names a page outside the cache.
-        """
-        length = batch.seq_lens[index]
-        if not 0 <= start <= length:
-            raise ValueError(f"start must be between 0 and the sequence's length {length}, got {start}")
-        first_slot = self._layout.first_slots(batch)[index]
-        if first_slot is not None:
-            rows = slice(first_slot + start, first_slot + length)
-            return self._keys[rows], self._values[rows]
-        first_page = start // self.page_size
-        last_page = -(-length // self.page_size)
-        pages = batch.block_tables[index, first_page:last_page]
-        rows = slice(start - first_page * self.page_size, length - first_page * self.page_size)
-        keys = self.key_pages.index_select(0, pages).flatten(0, 1)
-        values = self.value_pages.index_select(0, pages).flatten(0, 1)
-        return keys[rows], values[rows]
+    from inference_pio.attention._layer_pages import LayerPages
+    from inference_pio.attention._layer_states import LayerStates
+    from inference_pio.interfaces import AttentionSpec, CacheGroup, LayerCacheSpec
 
 
 class PagedKVCache:
     """Pages of a few tokens each, handed to sequences as they grow (Kwon et al. 2023, arXiv:2309.06180); a ``KVCache``.
 
+    Layers that keep the same positions form a group, by ``group_layers`` of ``pio-interfaces``: layers that keep every
+    token, layers of each window size, layers that keep a state. Pages are numbered per group.
+
     Args:
-        specs: One entry per layer; heads and head dims may differ between layers.
-        num_pages: Pages per layer.
-        page_size: ``P``, in tokens.
-        dtype: Storage dtype; keys and values are converted when written.
+        specs: One entry per layer, what it keeps; an ``AttentionSpec`` keeps its keys and values.
+        num_pages: Pages of every group, or of each.
+        page_size: ``P``, in tokens; a page of states holds one sequence's.
+        dtype: Storage dtype; keys and values are converted when written. ``torch.int8`` stores them with a scale per
+            token and KV head, off by at most 1/254 of a vector's largest element. States are float32.
         device: Where the storage lies.
+        num_host_pages: Pages in host memory of every group, or of each, for ``swap_out``; pinned beside CUDA.
 
     Raises:
-        ValueError: ``num_pages`` or ``page_size`` is below 1.
+        ValueError: ``num_pages`` or ``page_size`` is below 1, there are not as many counts as groups, or the dtype is
+            neither floating-point nor int8.
         DoesNotFitError: The device has no room for the storage.
     """
 
     def __init__(
         self,
-        specs: Sequence[AttentionSpec],
+        specs: Sequence[AttentionSpec | LayerCacheSpec],
         *,
-        num_pages: int,
+        num_pages: int | Sequence[int],
         page_size: int = 16,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        num_host_pages: int | Sequence[int] = 0,
     ) -> None:
-        if num_pages < 1 or page_size < 1:
+        kept = [cache_spec(spec) for spec in specs]
+        groups = group_layers(kept)
+        counts = _per_group("num_pages", num_pages, len(groups))
+        if min(counts, default=1) < 1 or page_size < 1:
             raise ValueError(f"num_pages ({num_pages}) and page_size ({page_size}) must be at least 1")
-        self._layout = PageLayout(num_pages, page_size)
-        self._layers = _allocate(specs, self._layout, dtype, torch.device(device))
+        self._storage = PageStorage(
+            kept,
+            groups,
+            num_pages=counts,
+            num_host_pages=_per_group("num_host_pages", num_host_pages, len(groups)),
+            page_size=page_size,
+            dtype=dtype,
+            device=torch.device(device),
+        )
+
+    @property
+    def groups(self) -> tuple[CacheGroup, ...]:
+        """The groups of layers and their pages."""
+        return self._storage.groups
 
     @property
     def num_pages(self) -> int:
-        """Pages per layer."""
-        return self._layout.num_pages
+        """Pages of the first group."""
+        return self.groups[0].num_pages
 
     @property
     def page_size(self) -> int:
         """``P``, in tokens."""
-        return self._layout.page_size
+        return self._storage.page_size
 
     @property
     def nbytes(self) -> int:
         """Size of the storage of all layers, in bytes: address space; see the module's README on what is committed."""
-        return sum(layer.key_pages.nbytes + layer.value_pages.nbytes for layer in self._layers)
+        return self._storage.nbytes
+
+    @property
+    def host_nbytes(self) -> int:
+        """Size of the storage in host memory beside it, in bytes."""
+        return self._storage.host_nbytes
 
     def layer(self, index: int) -> LayerPages:
-        """The cache of layer ``index``."""
-        return self._layers[index]
+        """Keys and values of layer ``index``.
+
+        Raises:
+            ValueError: The layer keeps a state.
+        """
+        return self._storage.layer(index)
+
+    def state(self, index: int) -> LayerStates:
+        """The state of layer ``index``.
+
+        Raises:
+            ValueError: The layer keeps keys and values.
+        """
+        return self._storage.state(index)
+
+    def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy pages of ``group`` in every layer of it, as if one after the other in this order.
+
+        Raises:
+            ValueError: There are not as many sources as targets, or a page is outside the group.
+        """
+        self._storage.copy_pages(group, sources, targets)
+
+    def swap_out(self, group: int, pages: Sequence[int], host_pages: Sequence[int]) -> None:
+        """Copy ``pages`` of the device to ``host_pages`` of host memory; on CUDA in order of the current stream.
+
+        Raises:
+            ValueError: There are not as many pages as host pages, or a page is outside the group.
+        """
+        self._storage.swap_out(group, pages, host_pages)
+
+    def swap_in(self, group: int, host_pages: Sequence[int], pages: Sequence[int]) -> None:
+        """Copy ``host_pages`` of host memory to ``pages`` of the device; on CUDA in order of the current stream.
+
+        Raises:
+            ValueError: There are not as many pages as host pages, or a page is outside the group.
+        """
+        self._storage.swap_in(group, host_pages, pages)
 
 
 class ContiguousKVCache:
     """One page of ``max_length`` tokens per sequence, so that every read is a view; a ``KVCache``.
 
+    A page belongs to a sequence as a whole, windows give nothing back, so all layers form one group, states included.
+
     The storage is not initialised: a system that commits memory when it is first written (Linux, macOS) charges only
     for the tokens that were stored, so a large ``max_length`` is cheap on a CPU. CUDA charges for all of it.
 
     Args:
-        specs: One entry per layer; heads and head dims may differ between layers.
+        specs: One entry per layer, what it keeps; an ``AttentionSpec`` keeps its keys and values.
         num_sequences: Sequences that can live at the same time; sequence slot ``b`` is page ``b``.
         max_length: Tokens per sequence, the page size.
-        dtype: Storage dtype; keys and values are converted when written.
+        dtype: Storage dtype, as of :class:`PagedKVCache`.
         device: Where the storage lies.
 
     Raises:
-        ValueError: ``num_sequences`` or ``max_length`` is below 1.
+        ValueError: ``num_sequences`` or ``max_length`` is below 1, or the dtype is neither floating-point nor int8.
         DoesNotFitError: The device has no room for the storage.
     """
 
     def __init__(
         self,
-        specs: Sequence[AttentionSpec],
+        specs: Sequence[AttentionSpec | LayerCacheSpec],
         *,
         num_sequences: int,
         max_length: int,
@@ -159,76 +160,90 @@ class ContiguousKVCache:
     ) -> None:
         if num_sequences < 1 or max_length < 1:
             raise ValueError(f"num_sequences ({num_sequences}) and max_length ({max_length}) must be at least 1")
-        self._pages = PagedKVCache(specs, num_pages=num_sequences, page_size=max_length, dtype=dtype, device=device)
+        kept = [cache_spec(spec) for spec in specs]
+        only_states = all(isinstance(spec, StateSpec) for spec in kept)
+        group = LayerGroup(kind="state" if only_states else "full", window=None, layers=tuple(range(len(kept))))
+        self._storage = PageStorage(
+            kept,
+            [group],
+            num_pages=[num_sequences],
+            num_host_pages=[0],
+            page_size=max_length,
+            dtype=dtype,
+            device=torch.device(device),
+        )
+
+    @property
+    def groups(self) -> tuple[CacheGroup, ...]:
+        """The one group of all layers."""
+        return self._storage.groups
 
     @property
     def num_pages(self) -> int:
         """Sequences that can live at the same time."""
-        return self._pages.num_pages
+        return self.groups[0].num_pages
 
     @property
     def page_size(self) -> int:
         """Tokens per sequence."""
-        return self._pages.page_size
+        return self._storage.page_size
 
     @property
     def nbytes(self) -> int:
         """Size of the storage of all layers, in bytes: address space, not what is committed."""
-        return self._pages.nbytes
+        return self._storage.nbytes
 
     def layer(self, index: int) -> LayerPages:
-        """The cache of layer ``index``."""
-        return self._pages.layer(index)
+        """Keys and values of layer ``index``.
+
+        Raises:
+            ValueError: The layer keeps a state.
+        """
+        return self._storage.layer(index)
+
+    def state(self, index: int) -> LayerStates:
+        """The state of layer ``index``.
+
+        Raises:
+            ValueError: The layer keeps keys and values.
+        """
+        return self._storage.state(index)
+
+    def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy whole sequences in every layer, as if one after the other in this order.
+
+        Raises:
+            ValueError: There are not as many sources as targets, or a page is outside the group.
+        """
+        self._storage.copy_pages(group, sources, targets)
+
+    def swap_out(self, group: int, pages: Sequence[int], host_pages: Sequence[int]) -> None:
+        """There are no host pages: anything but nothing is refused.
+
+        Raises:
+            ValueError: A page is named.
+        """
+        self._storage.swap_out(group, pages, host_pages)
+
+    def swap_in(self, group: int, host_pages: Sequence[int], pages: Sequence[int]) -> None:
+        """There are no host pages: anything but nothing is refused.
+
+        Raises:
+            ValueError: A page is named.
+        """
+        self._storage.swap_in(group, host_pages, pages)
 
 
-def kv_bytes(specs: Sequence[AttentionSpec], tokens: int, dtype: torch.dtype) -> int:
-    """Bytes of the keys and values of ``tokens`` tokens over all layers.
+def kv_bytes(specs: Sequence[AttentionSpec | LayerCacheSpec], tokens: int, dtype: torch.dtype) -> int:
+    """Bytes of the keys and values of ``tokens`` tokens over all layers, the scales of int8 included.
 
-    A layer with a sliding window counts in full: both caches keep every token of a sequence.
+    A layer with a sliding window counts in full, a layer that keeps a state not at all.
     """
-    return 2 * tokens * dtype.itemsize * sum(spec.num_kv_heads * spec.head_dim for spec in specs)
+    return tokens * sum(token_bytes(cache_spec(spec), dtype) for spec in specs)
 
 
-def _allocate(
-    specs: Sequence[AttentionSpec], layout: PageLayout, dtype: torch.dtype, device: torch.device
-) -> tuple[LayerPages, ...]:
-    layers = []
-    for spec in specs:
-        shape = (layout.num_pages, layout.page_size, spec.num_kv_heads, spec.head_dim)
-        try:
-            # An inference tensor could not be written outside inference mode, so the mode of the maker must not matter.
-            with torch.inference_mode(mode=False):
-                keys, values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
-                layers.append(LayerPages(keys, values, layout))
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            needed = kv_bytes(specs, layout.num_pages * layout.page_size, dtype)
-            raise DoesNotFitError(
-                f"a KV cache of {needed:,} bytes does not fit on {device}",
-                hint="lower the context length or the number of sequences",
-            ) from error
-    return tuple(layers)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # torch.OutOfMemoryError is raised by accelerators; the CPU allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
-def _consecutive_start(slots: Tensor) -> int | None:
-    """First of the slots if they are consecutive; on CUDA, where asking would wait for the device, always None."""
-    if slots.device.type != "cpu":
-        return None
-    start = int(slots[0])
-    return start if start >= 0 and bool((slots[1:] - slots[:-1] == 1).all()) else None
-
-
-def _store(target: Tensor, rows: Tensor, slots: Tensor, start: int | None) -> None:
-    """Copy ``rows`` to ``target[slots]``; ``start`` is the first slot if they are known to be consecutive."""
-    if rows.requires_grad:
-        rows = rows.detach()
-    if start is not None and start + rows.shape[0] <= target.shape[0]:
-        target[start : start + rows.shape[0]] = rows
-    else:
-        target.index_copy_(0, slots, rows if rows.dtype == target.dtype else rows.to(target.dtype))
+def _per_group(name: str, given: int | Sequence[int], groups: int) -> tuple[int, ...]:
+    counts = (given,) * groups if isinstance(given, int) else tuple(given)
+    if len(counts) != groups:
+        raise ValueError(f"{name} has {len(counts)} entries, the layers form {groups} groups")
+    return counts

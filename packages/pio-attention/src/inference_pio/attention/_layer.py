@@ -28,14 +28,17 @@ class Attention(nn.Module):
         self.backend = backend
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, batch: RaggedBatch) -> Tensor:
-        """Write ``k`` and ``v`` (N, K, D) to ``cache``, in place, and attend with ``q`` (N, H, D).
+        """Write ``k`` (N, K, D) and ``v`` (N, K, Dv) to ``cache``, in place, and attend with ``q`` (N, H, D).
+
+        ``batch`` is the step as the first group of layers sees it; this layer takes its own group's view.
 
         Returns:
-            (N, H, D) in the dtype of ``q``.
+            (N, H, Dv) in the dtype of ``q``.
         """
         pages = cache.layer(self.layer)
-        pages.write(k, v, batch.slot_mapping)
-        return self.backend.attend_cached(q, pages, batch, self.spec)
+        view = batch.group(pages.group)
+        pages.write(k, v, view.slot_mapping)
+        return self.backend.attend_cached(q, pages, view, self.spec)
 
     def extra_repr(self) -> str:
         """What ``repr`` shows between the parentheses."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from inference_pio.interfaces import AttentionSpec
+    from inference_pio.interfaces import AttentionSpec, RaggedBatch
 
 
 def check_queries(q: Tensor, spec: AttentionSpec, query_lens: tuple[int, ...]) -> None:
@@ -36,8 +36,8 @@ def check_packed(
     check_queries(q, spec, query_lens)
     if len(query_lens) != len(key_lens):
         raise ValueError(f"query_lens has {len(query_lens)} sequences, key_lens has {len(key_lens)}")
-    expected = (sum(key_lens), spec.num_kv_heads, spec.head_dim)
-    for name, tensor in (("keys", k), ("values", v)):
+    for name, tensor, size in (("keys", k, spec.head_dim), ("values", v, spec.output_dim)):
+        expected = (sum(key_lens), spec.num_kv_heads, size)
         if tensor.shape != expected:
             raise ValueError(f"{name} must have shape {expected}, got {tuple(tensor.shape)}")
         if tensor.dtype != q.dtype:
@@ -47,14 +47,26 @@ def check_packed(
 def sequences(
     q: Tensor, k: Tensor, v: Tensor, query_lens: tuple[int, ...], key_lens: tuple[int, ...]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Views of each sequence's queries (T, H, D), keys (S, K, D) and values (S, K, D)."""
+    """Views of each sequence's queries (T, H, D), keys (S, K, D) and values (S, K, Dv)."""
     yield from zip(
         q.split_with_sizes(query_lens), k.split_with_sizes(key_lens), v.split_with_sizes(key_lens), strict=True
     )
 
 
-def pack(outputs: list[Tensor], q: Tensor) -> Tensor:
-    """Join the sequences' outputs; an empty batch gives an empty tensor like ``q``."""
+def first_visible(batch: RaggedBatch, index: int, spec: AttentionSpec) -> int:
+    """The first position of sequence ``index`` that one of its queries in this step sees."""
+    if spec.window is None:
+        return 0
+    return max(0, batch.seq_lens[index] - batch.query_lens[index] - spec.window + 1)
+
+
+def no_output(q: Tensor, spec: AttentionSpec) -> Tensor:
+    """Zeros for each of the queries ``q`` (N, H, D): (N, H, Dv)."""
+    return q.new_zeros(*q.shape[:-1], spec.output_dim)
+
+
+def pack(outputs: list[Tensor], q: Tensor, spec: AttentionSpec) -> Tensor:
+    """Join the sequences' outputs (T, H, Dv); an empty batch gives an empty tensor."""
     if len(outputs) == 1:
         return outputs[0]
-    return torch.cat(outputs) if outputs else torch.empty_like(q)
+    return torch.cat(outputs) if outputs else no_output(q, spec)

@@ -1,4 +1,4 @@
-"""Where the sequences of a batch lie in the pages of a cache."""
+"""Where the sequences of a batch lie in the pages of a group of layers."""
 
 from __future__ import annotations
 
@@ -9,47 +9,71 @@ if TYPE_CHECKING:
 
 
 class PageLayout:
-    """Finds sequences whose pages lie side by side. Keeps the answer of the last batch, since every layer asks.
+    """The block tables of a batch on the host. Keeps those of the last batch, since every layer asks.
 
     Args:
-        num_pages: Pages of the cache.
+        num_pages: Pages of the group.
         page_size: ``P``, in tokens.
+        windowed: Whether leading pages may be -1: given back, because the window has left them behind.
     """
 
-    def __init__(self, num_pages: int, page_size: int) -> None:
+    def __init__(self, num_pages: int, page_size: int, *, windowed: bool = False) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
-        self._last: tuple[RaggedBatch, tuple[int | None, ...]] | None = None
+        self.windowed = windowed
+        self._batch: RaggedBatch | None = None
+        self._tables: list[list[int]] = []
+        self._first_slots: dict[tuple[int, int], int | None] = {}
 
-    def first_slots(self, batch: RaggedBatch) -> tuple[int | None, ...]:
-        """Per sequence the slot of its first token if its pages are consecutive, None if they are scattered.
+    def tables(self, batch: RaggedBatch) -> list[list[int]]:
+        """Per sequence its pages in order, as many as its tokens need.
 
         Raises:
-            ValueError: A block table is too short or names a page outside the cache.
+            ValueError: A block table is too short or names a page outside the group.
         """
-        last = self._last
-        if last is None or last[0] is not batch:
+        if self._batch is not batch:
             # Identity is safe as a key because the batch is kept alive beside its answer.
-            last = (batch, self._find(batch))
-            self._last = last
-        return last[1]
+            rows: list[list[int]] = batch.block_tables.tolist()  # on CUDA the one wait per step
+            pairs = enumerate(zip(rows, batch.seq_lens, strict=True))
+            self._tables = [self._table(index, row, length) for index, (row, length) in pairs]
+            self._first_slots = {}
+            self._batch = batch
+        return self._tables
 
-    def _find(self, batch: RaggedBatch) -> tuple[int | None, ...]:
-        tables: list[list[int]] = batch.block_tables.tolist()  # on CUDA the one wait per step
-        return tuple(
-            self._first_slot(index, table, length)
-            for index, (table, length) in enumerate(zip(tables, batch.seq_lens, strict=True))
-        )
+    def pages(self, batch: RaggedBatch, index: int, start: int) -> list[int]:
+        """The pages of sequence ``index`` from the one that holds position ``start``.
 
-    def _first_slot(self, index: int, table: list[int], length: int) -> int | None:
+        Raises:
+            ValueError: As :meth:`tables`; or one of these pages was given back.
+        """
+        pages = self.tables(batch)[index][start // self.page_size :]
+        if pages and min(pages) < 0:
+            raise ValueError(f"sequence {index}: page -1 is outside the cache: given back before position {start}")
+        return pages
+
+    def first_slot(self, batch: RaggedBatch, index: int, start: int) -> int | None:
+        """The slot that position 0 of sequence ``index`` has or would have, if its pages from ``start`` are neighbours.
+
+        None where they are scattered.
+
+        Raises:
+            ValueError: As :meth:`pages`.
+        """
+        self.tables(batch)
+        key = (index, start // self.page_size)
+        if key not in self._first_slots:
+            pages = self.pages(batch, index, start)
+            neighbours = pages == list(range(pages[0], pages[0] + len(pages))) if pages else True
+            first = pages[0] if pages else key[1]
+            self._first_slots[key] = (first - key[1]) * self.page_size if neighbours else None
+        return self._first_slots[key]
+
+    def _table(self, index: int, row: list[int], length: int) -> list[int]:
         count = -(-length // self.page_size)
-        pages = table[:count]
+        pages = row[:count]
         if len(pages) < count:
             raise ValueError(f"sequence {index}: {len(pages)} pages of {self.page_size} do not hold {length} tokens")
-        if not pages:
-            return 0
-        if min(pages) < 0 or max(pages) >= self.num_pages:
-            bad = min(pages) if min(pages) < 0 else max(pages)
+        if pages and (max(pages) >= self.num_pages or min(pages) < (-1 if self.windowed else 0)):
+            bad = max(pages) if max(pages) >= self.num_pages else min(pages)
             raise ValueError(f"sequence {index}: page {bad} is outside the cache's {self.num_pages} pages")
-        first = pages[0]
-        return first * self.page_size if pages == list(range(first, first + count)) else None
+        return pages

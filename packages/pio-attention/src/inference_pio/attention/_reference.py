@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from inference_pio.attention._packed import check_packed, check_queries, pack, sequences
+from inference_pio.attention._packed import check_packed, check_queries, first_visible, pack, sequences
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,13 +36,16 @@ class ReferenceAttention:
     ) -> Tensor:
         """Attention of packed sequences; see ``AttentionBackend.attend``. A query that sees no key gets zeros."""
         check_packed(q, k, v, spec, query_lens, key_lens)
-        return pack([_attend(*sequence, spec) for sequence in sequences(q, k, v, query_lens, key_lens)], q)
+        return pack([_attend(*sequence, spec) for sequence in sequences(q, k, v, query_lens, key_lens)], q, spec)
 
     def attend_cached(self, q: Tensor, cache: LayerKVCache, batch: RaggedBatch, spec: AttentionSpec) -> Tensor:
         """Attention over the cache; see ``AttentionBackend.attend_cached``."""
         check_queries(q, spec, batch.query_lens)
-        queries = q.split_with_sizes(batch.query_lens)
-        return pack([_attend(query, *cache.read(batch, index), spec) for index, query in enumerate(queries)], q)
+        outputs = []
+        for index, query in enumerate(q.split_with_sizes(batch.query_lens)):
+            keys, values = cache.read(batch, index, first_visible(batch, index, spec))
+            outputs.append(_attend(query, keys, values, spec))
+        return pack(outputs, q, spec)
 
 
 def _visible(num_queries: int, num_keys: int, spec: AttentionSpec, device: torch.device) -> Tensor:
@@ -66,9 +69,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
     group = spec.num_heads // spec.num_kv_heads
     queries = q.transpose(0, 1).to(compute)  # (H, T, D)
     keys = k.transpose(0, 1).repeat_interleave(group, dim=0).to(compute)  # (H, S, D)
-    values = v.transpose(0, 1).repeat_interleave(group, dim=0).to(compute)  # (H, S, D)
+    values = v.transpose(0, 1).repeat_interleave(group, dim=0).to(compute)  # (H, S, Dv)
     seen = _visible(q.shape[0], k.shape[0], spec, q.device)  # (T, S)
     scores = queries @ keys.transpose(1, 2) * spec.softmax_scale  # (H, T, S)
     weights = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)
     weights = weights.masked_fill(~seen, 0.0)  # a row that sees nothing is 0 / 0 until here
-    return (weights @ values).transpose(0, 1).to(q.dtype)  # (T, H, D)
+    return (weights @ values).transpose(0, 1).to(q.dtype)  # (T, H, Dv)

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from inference_pio.attention._packed import check_packed, check_queries, pack, sequences
+from inference_pio.attention._packed import check_packed, check_queries, first_visible, no_output, pack, sequences
 from inference_pio.attention._reach import band, key_range, reach
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class SDPAAttention:
     ) -> Tensor:
         """Attention of packed sequences; see ``AttentionBackend.attend``. A query that sees no key gets zeros."""
         check_packed(q, k, v, spec, query_lens, key_lens)
-        return pack([_attend(*sequence, spec) for sequence in sequences(q, k, v, query_lens, key_lens)], q)
+        return pack([_attend(*sequence, spec) for sequence in sequences(q, k, v, query_lens, key_lens)], q, spec)
 
     def attend_cached(self, q: Tensor, cache: LayerKVCache, batch: RaggedBatch, spec: AttentionSpec) -> Tensor:
         """Attention over the cache; see ``AttentionBackend.attend_cached``. Reads no key before the window."""
@@ -58,18 +57,16 @@ class SDPAAttention:
         outputs = []
         queries = (q,) if len(batch.query_lens) == 1 else q.split_with_sizes(batch.query_lens)
         for index, query in enumerate(queries):
-            first_position = batch.seq_lens[index] - query.shape[0]
-            start = 0 if spec.window is None else max(0, first_position - spec.window + 1)
-            keys, values = cache.read(batch, index, start)
+            keys, values = cache.read(batch, index, first_visible(batch, index, spec))
             outputs.append(_attend(query, keys.to(q.dtype), values.to(q.dtype), spec))
-        return pack(outputs, q)
+        return pack(outputs, q, spec)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
     """One sequence: q (T, H, D), k and v (S, K, D); leading keys that no query sees may be left out."""
     num_queries, num_keys = q.shape[0], k.shape[0]
     if num_queries == 0 or num_keys == 0:
-        return torch.zeros_like(q)
+        return no_output(q, spec)
     limits = reach(spec)
     windowed = 0 <= limits.back < max(num_queries, num_keys) - 1
     few = num_queries * (spec.num_heads // spec.num_kv_heads) <= _MAX_GROUP_ROWS
@@ -92,12 +89,12 @@ def _by_rows(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, mask: Tensor 
     keys, values = k.unsqueeze(0).transpose(1, 2), v.unsqueeze(0).transpose(1, 2)  # (1, K, S, D), views
     if num_queries == 1:
         rows = q.view(1, kv_heads, group, spec.head_dim)
-        return scaled_dot_product_attention(rows, keys, values, scale=spec.softmax_scale).reshape(q.shape)
+        return scaled_dot_product_attention(rows, keys, values, scale=spec.softmax_scale).reshape(1, spec.num_heads, -1)
     rows = q.view(num_queries, kv_heads, group, -1).transpose(0, 1).reshape(1, kv_heads, num_queries * group, -1)
     if mask is not None:
         mask = mask.repeat_interleave(group, dim=0)  # (T*G, S)
     out = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=spec.softmax_scale)
-    return out.reshape(kv_heads, num_queries, group, -1).transpose(0, 1).reshape(q.shape)
+    return out.reshape(kv_heads, num_queries, group, -1).transpose(0, 1).reshape(num_queries, spec.num_heads, -1)
 
 
 def _by_heads(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, causal: bool) -> Tensor:
@@ -107,7 +104,7 @@ def _by_heads(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, *, causal: b
     out = scaled_dot_product_attention(
         queries, keys, values, is_causal=causal, scale=spec.softmax_scale, enable_gqa=grouped
     )
-    return out.transpose(1, 2).reshape(q.shape)
+    return out.transpose(1, 2).reshape(q.shape[0], spec.num_heads, -1)
 
 
 def _by_blocks(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, limits: Reach) -> Tensor:
@@ -116,7 +113,7 @@ def _by_blocks(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, limits: Rea
     group, past = spec.num_heads // kv_heads, num_keys - num_queries
     queries = _heads_first(q, num_queries).view(kv_heads, group, num_queries, -1)  # (K, G, T, D)
     keys, values = (_heads_first(x, num_queries).unsqueeze(1).expand(-1, group, -1, -1) for x in (k, v))  # (K, G, S, D)
-    out = q.new_zeros(num_queries, kv_heads, group, spec.head_dim)
+    out = q.new_zeros(num_queries, kv_heads, group, spec.output_dim)
     for begin in range(0, num_queries, _QUERY_BLOCK):
         end = min(begin + _QUERY_BLOCK, num_queries)
         low, high = key_range(past + begin, past + end - 1, num_keys, limits)
@@ -130,7 +127,7 @@ def _by_blocks(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, limits: Rea
             scale=spec.softmax_scale,
         )
         out[begin:end] = block.permute(2, 0, 1, 3)
-    return out.view(q.shape)
+    return out.view(num_queries, spec.num_heads, -1)
 
 
 def _heads_first(tensor: Tensor, num_queries: int) -> Tensor:
