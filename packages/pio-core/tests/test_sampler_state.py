@@ -95,7 +95,7 @@ def test_repetition_concerns_prompt_and_text(ahead):
     """Distinct tokens of prompt, text and assumed drafts, as transformers' processor penalises them."""
     torch = pytest.importorskip("torch", reason="the oracle runs on torch")
     process = pytest.importorskip("transformers.generation.logits_process", reason="the oracle is transformers")
-    prompt, text = [3, 17, 17], [40, 3, 41] + list(range(20, 50))
+    prompt, text = [3, 17, 17], [40, 3, 41, *range(20, 50)]
     state = state_of(prompt, text, repetition_penalty=1.7)
     ids = state.repeated(ahead)
     logits = np.random.default_rng(1).normal(size=VOCAB).astype(np.float32)
