@@ -216,7 +216,12 @@ class Interleavings(RuleBasedStateMachine):
 def vars_of(manager):
     """What a failed call must leave as it was."""
     free = [manager.num_free(group) for group in range(len(manager.groups))]
-    return free, manager.usage, repr(manager.stats), [(repr(p.refs), repr(p.cached), dict(p.index)) for p in manager._pools]
+    return (
+        free,
+        manager.usage,
+        repr(manager.stats),
+        [(repr(p.refs), repr(p.cached), dict(p.index)) for p in manager._pools],
+    )
 
 
 TestInterleavings = pytest.mark.filterwarnings("default")(Interleavings.TestCase)

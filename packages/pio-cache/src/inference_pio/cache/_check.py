@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from inference_pio.cache._prefixes import first_visible
+from inference_pio.cache._tokens import first_visible
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from inference_pio.cache._hashes import PageHasher
+from inference_pio.cache._tokens import first_visible
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
@@ -69,10 +70,11 @@ class PrefixIndex:
         promised = self._reach(digests, self.promises) if self.promises and cached < num_pages else cached
         return PrefixMatch(cached * self._page_size, max(cached, promised) * self._page_size)
 
-    def hit(self, seq: SequencePages) -> int:
-        """The longest prefix stored now, in tokens."""
+    def find(self, seq: SequencePages) -> list[bytes]:
+        """Digests of the pages of the longest prefix stored now."""
         num_pages = (len(seq.tokens) - 1) // self._page_size
-        return self._reach(self.digests(seq, num_pages)[:num_pages], ()) * self._page_size
+        digests = self.digests(seq, num_pages)[:num_pages]
+        return digests[: self._reach(digests, ())]
 
     def promise(self, seq: SequencePages, num_pages: int) -> None:
         """Announce that ``seq`` will publish its pages up to ``num_pages``."""
@@ -120,8 +122,3 @@ class PrefixIndex:
             if whole:
                 reach = page + 1
         return reach
-
-
-def first_visible(position: int, window: int) -> int:
-    """First position that a query at ``position`` can see through ``window``."""
-    return max(0, position - window + 1)
