@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from inference_pio.layers._embedding import Embedding, LMHead
+    from inference_pio.layers._invariant import InvariantLinear
     from inference_pio.layers._linear import DenseLinear, Linear
     from inference_pio.layers._load import LoadReport, load_weights
     from inference_pio.layers._mlp import GatedMLP
@@ -21,6 +22,7 @@ __all__ = [
     "DenseLinear",
     "Embedding",
     "GatedMLP",
+    "InvariantLinear",
     "LMHead",
     "Linear",
     "LoadReport",
@@ -35,6 +37,7 @@ _MODULES = {
     "DenseLinear": "_linear",
     "Embedding": "_embedding",
     "GatedMLP": "_mlp",
+    "InvariantLinear": "_invariant",
     "LMHead": "_embedding",
     "Linear": "_linear",
     "LoadReport": "_load",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional
 
+from inference_pio.layers._invariant import invariant_activation
 from inference_pio.layers._linear import Linear
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class GatedMLP(nn.Module):
         intermediate_size: ``F``.
         activation: ``"silu"`` (SwiGLU), ``"gelu"`` (GEGLU, exact) or ``"gelu_tanh"`` (GEGLU, tanh approximation).
         bias: Whether the projections have biases.
-        method: How the weights are kept; None keeps them dense.
+        method: How the weights are kept; None keeps them dense. Where its products are row-invariant
+            (:class:`InvariantLinear`), so is the whole block.
 
     ``gate_up.weight`` is (2F, E): the rows of the gate, then those of up. ``down.weight`` is (E, F).
 
@@ -54,7 +56,8 @@ class GatedMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = activation
-        self._activate = _activation(activation)
+        invariant = getattr(method, "row_invariant", False)
+        self._activate = invariant_activation(activation) if invariant else _activation(activation)
         self.gate_up = Linear(hidden_size, 2 * intermediate_size, bias=bias, method=method)
         self.down = Linear(intermediate_size, hidden_size, bias=bias, method=method)
 

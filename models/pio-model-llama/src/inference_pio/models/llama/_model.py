@@ -41,7 +41,9 @@ class LlamaModel(nn.Module):
             LlamaLayer(config, index, attention=attention, linear=linear) for index in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.head = LMHead(config.hidden_size, config.vocab_size, tied_to=self.embedding if tied_head else None)
+        self.head = LMHead(
+            config.hidden_size, config.vocab_size, tied_to=self.embedding if tied_head else None, method=linear
+        )
 
     def forward(self, token_ids: Tensor, positions: Tensor, cache: KVCache, batch: RaggedBatch) -> Tensor:
         """Token ids and positions (N,) to hidden states after the final norm, (N, E)."""
