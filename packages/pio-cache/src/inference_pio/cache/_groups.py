@@ -58,7 +58,10 @@ class PageGroups:
 
     def covered(self, seq: SequencePages) -> int:
         """Positions for which there is a page in every group."""
-        return min((group.covered(seq) for group in self.tokens), default=sys.maxsize)
+        covered = sys.maxsize
+        for group in self.tokens:
+            covered = min(covered, group.covered(seq))
+        return covered
 
     def extend(self, seq: SequencePages, end: int) -> bool:
         """Append pages until there are ``end`` in each group that keeps tokens; False if any has too few."""
@@ -71,7 +74,10 @@ class PageGroups:
 
     def next_slide(self, seq: SequencePages) -> int:
         """Number of computed tokens at which a page leaves some window."""
-        return min((group.next_slide(seq) for group in self.windows), default=sys.maxsize)
+        event = sys.maxsize
+        for group in self.windows:
+            event = min(event, group.next_slide(seq))
+        return event
 
     def fork(self, seq: SequencePages, twin: SequencePages) -> bool:
         """Share the pages that hold something with ``twin``, copy states; False if there is no page for a state."""

@@ -84,6 +84,8 @@ class PrefixIndex:
 
     def settle(self, seq: SequencePages, num_pages: int) -> None:
         """Take back what ``seq`` promised of its pages from ``seq.published`` up to ``num_pages``: kept, or broken."""
+        if seq.promised <= seq.published:
+            return
         for digest in seq.digests[seq.published : min(num_pages, seq.promised)]:
             count = self.promises[digest] - 1
             if count:
@@ -105,20 +107,23 @@ class PrefixIndex:
 
     def _reach(self, digests: Sequence[bytes], promises: Container[bytes]) -> int:
         """Pages of the longest prefix that is stored, or promised."""
-        size = self._page_size
+        end = len(digests)
+        for index in self._full:
+            end = next(
+                (page for page, key in enumerate(digests[:end]) if key not in index and key not in promises), end
+            )
+        if not (self._windows or self._states):
+            return end
+        size, reach = self._page_size, 0
         seen = [0] * len(self._windows)  # pages in sequence that each window has, up to the current one
-        reach = 0
-        for page, digest in enumerate(digests):
+        for page, digest in enumerate(digests[:end], start=1):
             coming = digest in promises
-            if not coming and any(digest not in index for index in self._full):
-                break
-            end = (page + 1) * size
             whole = True
             for number, (index, window) in enumerate(self._windows):
                 seen[number] = seen[number] + 1 if coming or digest in index else 0
-                whole &= seen[number] > page - first_visible(end, window) // size
-            if self._states and not (coming and end % self._interval == 0):
+                whole &= seen[number] >= page - first_visible(page * size, window) // size
+            if not (coming and page * size % self._interval == 0):
                 whole &= all(digest in index for index in self._states)
             if whole:
-                reach = page + 1
+                reach = page
         return reach

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from inference_pio.cache._pool import NEAR
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -56,7 +58,7 @@ class TokenGroup:
         """Free pages that :meth:`place` takes."""
         refs = self.pool.refs
         idle = sum(page >= 0 and not refs[page] for page in found)
-        return idle + (self._pages(num_tokens) - len(found) if num_tokens > len(found) * self._page_size else 0)
+        return idle + (max(0, self._pages(num_tokens) - len(found)) if self._window is None else 0)
 
     def place(self, seq: SequencePages, found: list[int], num_tokens: int) -> None:
         """Fill the empty table of a sequence: with shared pages, and if all tokens are kept with pages for new ones."""
@@ -87,7 +89,8 @@ class TokenGroup:
 
     def wish(self, seq: SequencePages) -> int:
         """Pages that would best lie side by side from the end of the table on."""
-        wish = seq.expected - len(seq.tables[self.number])
+        length = len(seq.tables[self.number])
+        wish = seq.expected - length if length < seq.expected else NEAR
         return wish if self.most is None else min(wish, 2 * self.most)
 
     def covered(self, seq: SequencePages) -> int:
