@@ -35,9 +35,12 @@ def test_samples_without_room_for_the_bonus_are_refused():
 class Machine:
     """A simulated engine: step times by a function of rows, drafts accepted with a given probability."""
 
-    def __init__(self, seconds, acceptance, *, max_draft=8, keys=("a",), draft_s=0.0, noise=0.0, seed=0):
+    def __init__(
+        self, seconds, acceptance, *, max_draft=8, keys=("a",), draft_s=0.0, catch_up_s=0.0, noise=0.0, seed=0
+    ):
         self.control = SpeculationControl(max_draft)
         self.seconds, self.acceptance, self.draft_s, self.noise = seconds, acceptance, draft_s, noise
+        self.catch_up_s, self.behind = catch_up_s, 0
         self.keys = keys
         self.generator = np.random.default_rng(seed)
         self.time = 0.0
@@ -51,6 +54,9 @@ class Machine:
             rows = prefill + len(self.keys) + sum(lengths)
             seconds = self.seconds(rows) * (1 + self.noise * self.generator.exponential())
             proposing = self.draft_s * sum(lengths)
+            if sum(lengths):
+                proposing += self.catch_up_s * self.behind
+            self.behind = 0 if sum(lengths) else self.behind + 1
             self.time += seconds + proposing
             self.control.observe_draft(proposing, sum(lengths))
             self.control.observe_step(rows, len(self.keys) + (prefill > 0), seconds)
@@ -120,6 +126,15 @@ def test_control_recovers_when_acceptance_returns():
     assert np.mean(drafted[-50:]) > 6
 
 
+def test_catching_up_in_trials_does_not_hide_a_cheap_draft_model():
+    """While it is off a draft model falls behind, and the first step of a trial pays for reading all that."""
+    machine = Machine(flat, 0.0, draft_s=0.0002, catch_up_s=0.001)
+    machine.run(400)
+    machine.acceptance = 0.9
+    machine.run(300)
+    assert np.mean(machine.run(50)) > 6
+
+
 def test_control_recovers_when_rows_become_cheap():
     """As when other sequences end and a step no longer computes at its limit."""
     machine = Machine(linear, 0.8)
@@ -179,6 +194,13 @@ def test_drafting_is_compared_with_a_plain_step_now_and_then():
     assert machine.run(1024).count(0) in {3, 4}
 
 
+def test_prompts_in_a_step_do_not_stop_drafting():
+    """Steps that carry prompts of ever new lengths are drafted for as well: their price is read off the curve."""
+    machine = Machine(flat, 0.9)
+    machine.run(30)
+    assert all(machine.run(1, prefill=rows) == [8] for rows in (3, 17, 90, 400, 3000))
+
+
 def test_control_is_deterministic():
     """The same observations give the same lengths."""
     one, other = Machine(affine, 0.7, noise=0.5), Machine(affine, 0.7, noise=0.5)
@@ -196,6 +218,8 @@ def test_trial_that_found_nothing_is_made_again():
     control.observe("a", 0, 0)
     assert control.draft_lengths(["a"], other_rows=0) == [3]
     control.observe("a", 1, 0)
+    assert control.draft_lengths(["a"], other_rows=0) == [3]  # the second step of the trial
+    control.observe("a", 1, 0)
     assert control.draft_lengths(["a"], other_rows=0) == [0]
 
 
@@ -209,7 +233,7 @@ def test_trials_take_turns():
         machine.control.observe_step(3 + sum(lengths), 3, 0.01)
         for key, length in zip(machine.keys, lengths, strict=True):
             machine.control.observe(key, length, 0)
-            if length:
+            if length and tried[-1:] != [key]:
                 tried.append(key)
     assert len(tried) >= 6
     assert {frozenset(tried[i : i + 3]) for i in range(len(tried) - 2)} == {frozenset("abc")}

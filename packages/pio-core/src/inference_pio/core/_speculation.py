@@ -170,8 +170,8 @@ class SpeculationControl:
     The model (Leviathan et al. 2023, arXiv:2211.17192, section 3.3, carried over to batches and measured prices): each
     draft of sequence ``i`` is accepted with probability ``a_i``, independently, so that ``k_i`` drafts are expected to
     give ``1 + a_i + ... + a_i^k_i = (1 - a_i^(k_i + 1)) / (1 - a_i)`` tokens. A step of ``R`` rows takes ``T(R)``
-    seconds (:class:`StepCost`) and a drafted token ``c`` seconds (the median of the latest proposals). Chosen are the
-    ``k_i`` that maximise
+    seconds (:class:`StepCost`) and a drafted token ``c`` seconds (the lower quartile of the latest proposals). Chosen
+    are the ``k_i`` that maximise
 
         sum_i (1 - a_i^(k_i + 1)) / (1 - a_i)  /  (T(other_rows + sum_i (1 + k_i)) + c sum_i k_i),
 
@@ -186,11 +186,12 @@ class SpeculationControl:
     How it finds back, and what that may cost:
 
     1. A sequence that is not drafted for returns to the share of all within about 50 steps.
-    2. While nothing at all is drafted, a trial of up to 3 tokens for one sequence, each in turn, is made as soon as 2%
-       of the time spent since the last one would pay for it. A trial is priced as at least a fifth of a step, so that
-       at most every tenth step is one, and trials take at most 2% of the time as predicted.
-    3. A step is plain if none of its plain rows was seen yet, or none in the last 256 steps, so that what drafting is
-       compared with is known.
+    2. While nothing at all is drafted, a trial of up to 3 tokens for one sequence, each in turn, is made in two steps
+       in a row (in the first a draft model may have to catch up), as soon as 2% of the time spent since the last one
+       would pay for both. A step of a trial is priced as at least a fifth of a plain one, so that at most a tenth of
+       the steps are of trials, which take at most 2% of the time as predicted.
+    3. A step without prompts is plain if none of as many sequences was seen yet, or none in the last 256 steps, so
+       that what drafting is compared with is known.
     4. What larger steps cost is forgotten after 512 steps without one; if nothing suggests otherwise they are then
        tried: at worst one dear step in 512.
 
@@ -218,6 +219,7 @@ class SpeculationControl:
         self._credit = 0.0
         self._num_calls = 0
         self._trial: Hashable | None = None
+        self._second: Hashable | None = None
 
     def observe_step(self, rows: int, sequences: int, seconds: float) -> None:
         """Learn what a step costs.
@@ -260,7 +262,7 @@ class SpeculationControl:
         self.stats.record(proposed, accepted)
         if key == self._trial:  # paid for only now: a proposer that found nothing has not spent it
             self._credit = 0.0
-            self._trial = None
+            self._trial, self._second = None, key
 
     def acceptance(self, key: Hashable) -> float:
         """``a_i``: the probability that the next draft of a sequence is accepted, as far as known."""
@@ -282,9 +284,10 @@ class SpeculationControl:
             return [0] * len(keys)
         self._num_calls += 1
         lengths = self._best_lengths(keys, other_rows)
-        age = self._cost.age(other_rows + len(keys))
-        if any(lengths) and (age is None or age >= _PLAIN_INTERVAL):
-            return [0] * len(keys)
+        if any(lengths) and other_rows == 0:
+            age = self._cost.age(len(keys))
+            if age is None or age >= _PLAIN_INTERVAL:
+                return [0] * len(keys)
         if not any(lengths):
             self._try_one(keys, other_rows, lengths)
         for key, length in zip(keys, lengths, strict=True):
@@ -315,9 +318,13 @@ class SpeculationControl:
     def _try_one(self, keys: Sequence[Hashable], other_rows: int, lengths: list[int]) -> None:
         """Give one of ``lengths``, all 0, a few tokens if the time for that has been saved up."""
         length = min(_TRIAL_LENGTH, self.max_draft)
+        second, self._second = self._second, None
+        if second in keys:
+            lengths[keys.index(second)] = length
+            return
         rows = other_rows + len(keys)
         plain, tried = self._cost.predict(np.array([rows, rows + length]))
-        price = max(tried - plain + self._draft_price() * length, _TRIAL_FLOOR * plain)
+        price = 2 * max(tried - plain + self._draft_price() * length, _TRIAL_FLOOR * plain)
         if self._credit < price:
             return
         index = min(range(len(keys)), key=lambda i: self._tried_at(keys[i]))
@@ -330,4 +337,6 @@ class SpeculationControl:
         return -1 if own is None else own.tried_at
 
     def _draft_price(self) -> float:
-        return median(self._draft_cost) if len(self._draft_cost) >= _BELIEVED else 0.0
+        """Seconds per drafted token, apart from what reading prompts and catching up took."""
+        known = sorted(self._draft_cost)
+        return known[len(known) // 4] if len(known) >= _BELIEVED else 0.0
