@@ -112,15 +112,18 @@ class MaskWorker:
             self._parallel = LLExecutor(self._threads)
         starts = np.cumsum([0, *(len(job.rows) for job in jobs)]).tolist()
         masks = np.full((starts[-1], self._num_words), -1, dtype=np.int32)
-        work = [
+        going = [
             (job.structure.matcher, start, _before_end(job))
             for job, start in zip(jobs, starts[:-1], strict=True)
             if job.rows and not job.structure.has_ended
         ]
-        if work:
-            self._parallel.unsafe_compute_mask_ptr_with_draft_token(
-                work, masks.ctypes.data, self._num_words * masks.itemsize, len(masks)
-            )
+        plain = [(matcher, start) for matcher, start, draft in going if not draft]
+        drafted = [entry for entry in going if entry[2]]
+        row_bytes = self._num_words * masks.itemsize
+        if plain:
+            self._parallel.unsafe_compute_mask_ptr(plain, masks.ctypes.data, row_bytes, len(masks))
+        if drafted:
+            self._parallel.unsafe_compute_mask_ptr_with_draft_token(drafted, masks.ctypes.data, row_bytes, len(masks))
         for job, start, stop in zip(jobs, starts[:-1], starts[1:], strict=True):
             _finish(job, masks[start:stop])
         return masks

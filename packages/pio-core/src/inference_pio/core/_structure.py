@@ -64,7 +64,10 @@ class Structure:
     @property
     def error(self) -> str | None:
         """Why the structure cannot go on, such as a grammar that became too complex; None if it can. One line."""
-        return one_line(self.matcher.get_error()) if self.matcher.is_error() else None
+        if not self.matcher.is_error():
+            return None
+        message = one_line(self.matcher.get_error())
+        return "no token can follow" if message.startswith("NoExtension") else message
 
     def fill_mask(self, out: NDArray[np.int32]) -> None:
         """Write which tokens may come next.
