@@ -13,6 +13,7 @@ import platform
 import random
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +23,11 @@ from inference_pio.interfaces import StructuredOutputs
 from inference_pio.processing import tokenizer_from_gguf
 from inference_pio.testing import find_default_model
 from inference_pio.weights import open_weights
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from inference_pio.core._structure import Structure
 
 BATCH = 32
 FORMS = {
@@ -45,11 +51,11 @@ FORMS = {
 }
 
 
-def allowed(mask):
+def allowed(mask: NDArray[np.int32]) -> NDArray[np.int64]:
     return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
 
 
-def mask_times(structure, ends, tokens, seed):
+def mask_times(structure: Structure, ends: set[int], tokens: int, seed: int) -> tuple[list[float], list[float]]:
     """Seconds of each mask of a random text, and what taking each token costs."""
     rng = random.Random(seed)  # noqa: S311 - the dice need not be good
     mask = np.empty(structure.vocabulary.num_words, dtype=np.int32)
@@ -67,7 +73,7 @@ def mask_times(structure, ends, tokens, seed):
     return masks, advances
 
 
-def step_time(worker, structures, repeats):
+def step_time(worker: MaskWorker, structures: list[Structure], repeats: int) -> tuple[float, float]:
     """Median seconds from start to result, and of the part that the calling thread spends in ``start``."""
     whole, calling = [], []
     for _ in range(repeats):
@@ -81,7 +87,7 @@ def step_time(worker, structures, repeats):
     return float(np.median(whole)), float(np.median(calling))
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true")
@@ -94,7 +100,7 @@ def main():
     ends = set(tokenizer.end_token_ids)
     results = []
 
-    def report(name, value, unit):
+    def report(name: str, value: float, unit: str) -> None:
         results.append({"name": name, "value": round(value, 3), "unit": unit})
         print(f"{name:<44} {value:10.2f} {unit}")
 

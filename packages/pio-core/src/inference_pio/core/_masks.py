@@ -29,7 +29,7 @@ class MaskJob:
     """The masks of one sequence.
 
     Attributes:
-        structure: Where the sequence stands. No two jobs of a step share one.
+        structure: Where the sequence stands. No two jobs of a step share one; all come from one compiler.
         rows: Rows of the step's masks; row ``rows[j]`` becomes the mask after the first ``j`` tokens of ``ahead``.
         ahead: Draft tokens. One that is not allowed ends the draft: later rows stay all-allowed, as none is used.
     """
@@ -124,8 +124,10 @@ class MaskWorker:
             self._parallel.unsafe_compute_mask_ptr(plain, masks.ctypes.data, row_bytes, len(masks))
         if drafted:
             self._parallel.unsafe_compute_mask_ptr_with_draft_token(drafted, masks.ctypes.data, row_bytes, len(masks))
+        computed = (masks != -1).any(axis=1)  # padding at least is never allowed
+        np.bitwise_and(masks, jobs[0].structure.vocabulary.selectable, out=masks, where=computed[:, None])
         for job, start, stop in zip(jobs, starts[:-1], starts[1:], strict=True):
-            _finish(job, masks[start:stop])
+            _finish(job, masks[start:stop], computed[start:stop])
         return masks
 
 
@@ -136,18 +138,15 @@ def _before_end(job: MaskJob) -> list[int]:
     return list(ahead[: next((index for index, token_id in enumerate(ahead) if token_id in ends), len(ahead))])
 
 
-def _finish(job: MaskJob, masks: NDArray[np.int32]) -> None:
-    """What the matcher does not know: errors, tokens that are never selectable, and what follows an end token."""
+def _finish(job: MaskJob, masks: NDArray[np.int32], computed: NDArray[np.bool_]) -> None:
+    """What the matcher does not know: errors, and what follows an end token."""
     structure = job.structure
-    vocabulary = structure.vocabulary
+    end_mask = structure.vocabulary.end_mask
     if structure.has_ended:
-        masks[:] = vocabulary.end_mask
-        return
-    if structure.error is not None:
+        masks[:] = end_mask
+    elif structure.matcher.is_error():
         masks[:] = 0
-        return
-    computed = (masks != -1).any(axis=1)  # padding at least is never allowed
-    masks[computed] &= vocabulary.selectable
-    end = len(_before_end(job))
-    if end + 1 < len(masks) and computed[end] and (masks[end] & vocabulary.end_mask).any():
-        masks[end + 1 :] = vocabulary.end_mask
+    elif len(masks) > 1:
+        end = len(_before_end(job))
+        if end + 1 < len(masks) and computed[end] and (masks[end] & end_mask).any():
+            masks[end + 1 :] = end_mask
