@@ -32,6 +32,8 @@ _CHUNK = 128
 _BLOCK = 2**17
 _SMALLEST = np.float32(2**-149)
 _BIN_SHIFT = 20
+_BINS_PER_NAT = 128
+_MOST_BINS = 2**14
 _SLACK = 1e-5  # more than float32 sums may be off by, less than matters for speed
 
 
@@ -83,7 +85,8 @@ class HostSampler:
             x = values[query.row]
             if query.row not in totals:
                 totals[query.row] = self._log_total(x)
-            results.append(_ranked(x, totals[query.row], query))
+            total = totals[query.row]
+            results.append({} if np.isnan(total) else self._ranked(x, total, query))
         return results
 
     def _log_total(self, logits: Logits) -> float:
@@ -95,6 +98,23 @@ class HostSampler:
         np.subtract(logits, np.float32(peak), out=x[0, : logits.size])
         np.exp(x, out=x)
         return peak + float(np.log(_chunk_sums(x).sum(dtype=np.float64)))
+
+    def _ranked(self, logits: Logits, log_total: float, query: LogprobQuery) -> dict[int, tuple[float, int]]:
+        """The answer to one query from its row of logits (V,)."""
+        result: dict[int, tuple[float, int]] = {}
+        if query.top > 0:
+            count = min(query.top, logits.size)
+            x = self._padded(1, logits.size)
+            x[0, : logits.size] = logits
+            ids = np.flatnonzero(logits >= _bound(x[0].reshape(-1, _LANES).max(axis=0), count))
+            best = ids[np.argsort(-logits[ids], kind="stable")][:count].tolist()
+            result = {token: (float(logits[token]) - log_total, rank) for rank, token in enumerate(best, start=1)}
+        chosen = query.token_id
+        if chosen is not None and chosen not in result:
+            score = logits[chosen]
+            ahead = np.count_nonzero(logits > score) + np.count_nonzero(logits[:chosen] == score)
+            result[chosen] = (float(score) - log_total, int(ahead) + 1)
+        return result
 
     def _padded(self, rows: int, vocab_size: int) -> Logits:
         """Scratch (rows, V rounded up to lanes) whose columns beyond V are ``-inf``."""
@@ -236,12 +256,17 @@ def _largest(x: Logits, k: int) -> tuple[Tokens, float]:
     """Ids, ascending, of the k largest of padded logits (W,) and their equals, never of ``-inf``; and the largest."""
     lanes = x.reshape(-1, _LANES).max(axis=0)
     peak = float(lanes.max())
-    bound = np.partition(lanes, -k)[-k] if k <= _LANES else np.float32(-np.inf)
+    bound = _bound(lanes, k)
     candidates = np.flatnonzero(x >= bound if bound > -np.inf else x > bound)
     if candidates.size > k:
         scores = x[candidates]
         candidates = candidates[scores >= np.partition(scores, -k)[-k]]
     return candidates, peak
+
+
+def _bound(lanes: Logits, k: int) -> np.float32:
+    """A number that at least k logits reach, from the maxima of disjoint parts of them; ``-inf`` if unknown."""
+    return np.float32(np.partition(lanes, -k)[-k] if k <= lanes.size else -np.inf)
 
 
 def _worth_keeping(weights: Logits, total: float, batch: SamplingBatch, index: int) -> Tokens:
@@ -289,9 +314,15 @@ def _typical(probabilities: NDArray[np.float64], mass: float) -> NDArray[np.bool
     np.negative(surprise, out=surprise, where=probabilities > 0)
     entropy = np.dot(probabilities, np.where(np.isfinite(surprise), surprise, 0.0))
     deviation = np.abs(surprise - entropy)
-    order = np.argsort(deviation, kind="stable")
-    count = int(np.searchsorted(np.cumsum(probabilities[order]), mass)) + 1
-    kept: NDArray[np.bool_] = deviation <= deviation[order[min(count, order.size) - 1]]
+    # Where the set ends is found by counting in bins; only the bin at its end is sorted.
+    bins = np.minimum(deviation * _BINS_PER_NAT, _MOST_BINS).astype(np.int64)
+    reached = np.cumsum(np.bincount(bins, weights=probabilities))
+    crossing = min(int(np.searchsorted(reached, mass)), reached.size - 1)
+    inside = np.flatnonzero(bins == crossing)
+    order = inside[np.argsort(deviation[inside], kind="stable")]
+    before = reached[crossing - 1] if crossing else 0.0
+    count = int(np.searchsorted(before + np.cumsum(probabilities[order]), mass))
+    kept: NDArray[np.bool_] = deviation <= deviation[order[min(count, order.size - 1)]]
     return kept
 
 
@@ -337,21 +368,3 @@ def _first_beyond(cumulative: NDArray[np.float64], targets: NDArray[np.float64])
     beyond = (cumulative <= targets[:, None]).sum(axis=1)
     first: Tokens = np.minimum(beyond, (cumulative < cumulative[:, -1:]).sum(axis=1))
     return first
-
-
-def _ranked(logits: Logits, log_total: float, query: LogprobQuery) -> dict[int, tuple[float, int]]:
-    """The answer to one query from its row of logits (V,)."""
-    if np.isnan(log_total):
-        return {}
-    result: dict[int, tuple[float, int]] = {}
-    if query.top > 0:
-        count = min(query.top, logits.size)
-        ids = np.flatnonzero(logits >= np.partition(logits, -count)[-count])
-        best = ids[np.argsort(-logits[ids], kind="stable")][:count].tolist()
-        result = {token_id: (float(logits[token_id]) - log_total, rank) for rank, token_id in enumerate(best, start=1)}
-    chosen = query.token_id
-    if chosen is not None and chosen not in result:
-        score = logits[chosen]
-        ahead = np.count_nonzero(logits > score) + np.count_nonzero(logits[:chosen] == score)
-        result[chosen] = (float(score) - log_total, int(ahead) + 1)
-    return result
