@@ -58,7 +58,14 @@ def types(session: nox.Session) -> None:
     """Strict types, in every distribution and in the tools."""
     third_party = _requirements(session, "third-party.txt", _export("--all-packages", "--no-emit-workspace"))
     session.install(
-        "-r", third_party, "mypy>=1.18", "nox>=2026.10", "packaging>=24", "types-PyYAML>=6", "types-psutil>=7"
+        "-r",
+        third_party,
+        "mypy>=1.18",
+        "nox>=2026.10",
+        "packaging>=24",
+        "types-PyYAML>=6",
+        "types-psutil>=7",
+        "types-tqdm>=4.67",
     )
     leaves = [argument for member in MEMBERS.values() for leaf in member.leaves for argument in ("-p", leaf)]
     session.run("mypy", *leaves, env={"MYPYPATH": SOURCES})

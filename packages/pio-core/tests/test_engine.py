@@ -23,7 +23,7 @@ def test_greedy_equals_the_reference(make_engine, request_of, expected, finish):
     assert output.outputs[0].token_ids == expected([5, 9, 2], 20)
     assert output.outputs[0].finish_reason is FinishReason.LENGTH
     assert output.finished
-    assert engine.scheduler.pool.num_free == 64
+    assert engine.cache.usage == 0
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -50,7 +50,7 @@ def test_any_batching_equals_alone(
     finish(engine)
     for index, prompt in enumerate(prompts):
         assert engine.forget(str(index)).outputs[0].token_ids == expected(prompt, lengths[index])
-    assert engine.scheduler.pool.num_free == engine.executor.num_pages
+    assert engine.cache.usage == 0
     assert max(engine.executor.step_tokens) <= max(max_step_tokens, max_num_seqs)
 
 
@@ -163,7 +163,7 @@ def test_abort_gives_pages_back_at_any_moment(make_engine, request_of, finish):
         output = engine.forget("a")
         assert output.finished
         assert all(one.finish_reason in {FinishReason.ABORT, FinishReason.LENGTH} for one in output.outputs)
-        assert engine.scheduler.pool.num_free == 64
+        assert engine.cache.usage == 0
         assert not engine.has_work
 
 
@@ -173,7 +173,7 @@ def test_waits_for_pages_and_then_runs(make_engine, request_of, expected, finish
     for name in "abc":
         engine.add(request_of(name, [1, 2, 3, ord(name) % 90], max_tokens=8))
     engine.step()
-    assert len(engine.scheduler.running) == 1
+    assert [one.state.request.request_id for one in engine.scheduler.running] == ["a", "b"]
     finish(engine)
     for name in "abc":
         assert engine.forget(name).outputs[0].token_ids == expected([1, 2, 3, ord(name) % 90], 8)
@@ -251,3 +251,102 @@ def test_logprobs_need_the_capability(make_engine, request_of):
     for params in ({"logprobs": 1}, {"prompt_logprobs": 0}):
         with pytest.raises(InvalidRequestError, match="capability 'logprobs'"):
             engine.add(request_of("a", [1], **params))
+
+
+def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(make_engine, request_of, expected, finish):
+    """The error is raised, and comes with the event of each request of the step; those that waited are served."""
+    engine = make_engine(max_num_seqs=2)
+    for name in "abc":
+        engine.add(request_of(name, [ord(name) % 90], max_tokens=4))
+    engine.executor.fail_at = 1
+    engine.step()
+    with pytest.raises(RuntimeError, match="planted failure"):
+        engine.step()
+    events = engine.step()
+    failed = [event for event in events if event.error is not None]
+    assert {event.request_id for event in failed} == {"a", "b"}
+    assert all(str(event.error) == "the step failed: RuntimeError: planted failure" for event in failed)
+    finish(engine)
+    assert engine.forget("a").error is failed[0].error
+    assert engine.forget("b").outputs[0].finish_reason is FinishReason.ERROR
+    assert engine.forget("c").outputs[0].token_ids == expected([ord("c") % 90], 4)
+    assert engine.cache.usage == 0
+
+
+def test_numbers_that_are_none_fail_one_request(make_engine, request_of, expected, finish):
+    """Logits that are not numbers end the request that they belong to, and no other."""
+    engine = make_engine()
+    engine.executor.nan_for = {13}
+    engine.add(request_of("bad", [13, 2], max_tokens=4, n=2))
+    engine.add(request_of("good", [5, 2], max_tokens=4))
+    finish(engine)
+    bad = engine.forget("bad")
+    assert [output.finish_reason for output in bad.outputs] == [FinishReason.ERROR] * 2
+    assert "logits that are no numbers" in str(bad.error)
+    assert engine.forget("good").outputs[0].token_ids == expected([5, 2], 4)
+    assert engine.cache.usage == 0
+
+
+def test_every_event_says_where_the_time_went(make_engine, request_of):
+    """Queue and prefill stay as they are after the first token; decoding adds up."""
+    engine = make_engine()
+    engine.add(request_of("a", list(range(9)), max_tokens=3))
+    events = []
+    while engine.has_work:
+        events += engine.step()
+    assert len({(event.metrics.queue_s, event.metrics.prefill_s, event.metrics.ttft_s) for event in events}) == 1
+    decode = [event.metrics.decode_s for event in events]
+    assert decode[0] == 0.0
+    assert decode == sorted(decode)
+    assert engine.forget("a").metrics == events[-1].metrics
+
+
+def test_a_deadline_ends_a_request_with_what_it_has(make_engine, request_of, finish, monkeypatch):
+    """Running or waiting: finish reason ``timeout``, an event, and its pages are free."""
+    clock = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    engine = make_engine(max_num_seqs=1)
+    engine.add(request_of("runs", [1], max_tokens=50, timeout_s=5.0))
+    engine.add(request_of("waits", [2], max_tokens=50, timeout_s=5.0))
+    engine.add(request_of("patient", [3], max_tokens=2))
+    for _ in range(3):
+        engine.step()
+    clock[0] += 6.0
+    events = engine.step()
+    assert {event.request_id: event.finish_reason for event in events if event.token_id is None} == {
+        "runs": FinishReason.TIMEOUT,
+        "waits": FinishReason.TIMEOUT,
+    }
+    finish(engine)
+    assert len(engine.forget("runs").outputs[0].token_ids) == 3
+    assert engine.forget("waits").outputs[0].token_ids == []
+    assert engine.forget("patient").outputs[0].finish_reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan")])
+def test_a_deadline_lies_in_the_future(make_engine, request_of, timeout):
+    """Anything else is refused."""
+    with pytest.raises(InvalidRequestError, match="timeout_s must be above 0"):
+        make_engine().add(request_of("a", [1], timeout_s=timeout))
+
+
+def test_the_metrics_count(make_engine, request_of, finish):
+    """Tokens read and chosen, requests by reason, times by histogram, the prefix cache."""
+    engine = make_engine(page_size=4)
+    engine.add(request_of("a", list(range(20)), max_tokens=6))
+    finish(engine)
+    engine.add(request_of("b", list(range(20)), max_tokens=3, n=2))
+    finish(engine)
+    engine.add(request_of("c", [1], max_tokens=3))
+    engine.abort("c")
+    metrics = engine.metrics
+    assert metrics.prompt_tokens.total == 20 + 4  # the second prompt was found, but for its last page
+    assert metrics.generation_tokens.total == 6 + 2 * 3
+    assert metrics.requests_finished.values == {"length": 2, "abort": 1}
+    assert metrics.prefix_hits.total == 16
+    assert metrics.time_to_first_token.count == 2
+    assert metrics.inter_token_latency.count == 5 + 2 * 2
+    assert metrics.queue_time.count == 2
+    assert metrics.step_tokens.sum == sum(engine.executor.step_tokens)
+    assert len({metric.name for metric in metrics}) == len(list(metrics))
+    assert all(metric.name.startswith("pio:") and metric.help for metric in metrics)

@@ -60,7 +60,7 @@ def test_greedy_equals_transformers(tiny, kv_cache, max_num_seqs):
     outputs = llm.generate(PROMPTS, GREEDY)
     assert [output.prompt_token_ids for output in outputs] == PROMPTS
     assert [output.outputs[0].token_ids for output in outputs] == [oracle_greedy(model, p, 12) for p in PROMPTS]
-    assert llm._engine.scheduler.pool.num_free == llm._executor.num_pages
+    assert llm._engine.cache.usage == 0
 
 
 def test_log_probabilities_equal_transformers(tiny):
@@ -138,7 +138,7 @@ def test_undeclared_capabilities_are_refused(tiny, monkeypatch):
     with pytest.raises(UnsupportedError, match="does not declare the capability 'generate'"):
         LLM(tiny[0])
     declaring("generate")
-    assert LLM(tiny[0], max_num_seqs=3)._executor.num_pages == 3
+    assert LLM(tiny[0], max_num_seqs=3)._executor.cache_groups[0].num_pages == 3
     with pytest.raises(UnsupportedError, match=r"'paged-kv'.*contiguous"):
         LLM(tiny[0], kv_cache="paged")
 
@@ -162,7 +162,7 @@ def test_one_refused_prompt_refuses_the_call_and_leaves_nothing(tiny):
     with pytest.raises(InvalidRequestError, match="256 tokens, and the context holds 256"):
         llm.generate([[1, 2], [1] * 256], GREEDY)
     assert not llm._engine.has_work
-    assert llm._engine.scheduler.pool.num_free == llm._executor.num_pages
+    assert llm._engine.cache.usage == 0
     assert len(llm.generate([[1, 2]], GREEDY)) == 1
 
 
@@ -181,7 +181,7 @@ def test_interrupts_leave_nothing_behind(tiny, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         llm.generate(PROMPTS, GREEDY)
     assert not llm._engine.has_work
-    assert llm._engine.scheduler.pool.num_free == llm._executor.num_pages
+    assert llm._engine.cache.usage == 0
     assert len(llm.generate(PROMPTS, GREEDY)) == 4
 
 
@@ -201,7 +201,7 @@ def test_streams_can_interleave_close_and_be_dropped(tiny):
     del dropped
     gc.collect()
     assert not llm._engine.has_work
-    assert llm._engine.scheduler.pool.num_free == llm._executor.num_pages
+    assert llm._engine.cache.usage == 0
 
 
 def test_generation_defaults_come_from_the_checkpoint(tiny, tmp_path):
@@ -216,7 +216,7 @@ def test_generation_defaults_come_from_the_checkpoint(tiny, tmp_path):
     llm = LLM(folder)
     params = llm.get_default_sampling_params()
     assert (params.temperature, params.top_k, params.top_p) == (0.6, 20, 0.95)
-    assert llm._engine.eos_token_ids == {2, 9}
+    assert llm._engine.limits.eos_token_ids == {2, 9}
 
 
 def test_bad_files(tiny, tmp_path):

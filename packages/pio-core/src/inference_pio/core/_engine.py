@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from typing import TYPE_CHECKING
 
+from inference_pio.cache import CacheManager
+from inference_pio.core._admission import Admission, EngineLimits
 from inference_pio.core._batch import lay_out
-from inference_pio.core._pages import PagePool
-from inference_pio.core._sampler import SamplerState, choose, log_softmax, top_logprobs
-from inference_pio.core._scheduler import Scheduler
-from inference_pio.core._sequence import Sequence
-from inference_pio.interfaces import (
-    FinishReason,
-    InvalidRequestError,
-    Logprob,
-    PromptTooLongError,
-    RequestMetrics,
-    RequestOutput,
-    TokenEvent,
-)
-from inference_pio.processing import IncrementalDetokenizer
+from inference_pio.core._choose import Chooser
+from inference_pio.core._collect import Collector
+from inference_pio.core._metrics import EngineMetrics
+from inference_pio.core._outcome import request_output
+from inference_pio.core._scheduler import Scheduled, Scheduler
+from inference_pio.interfaces import EngineError, FinishReason, InvalidRequestError, PioError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from inference_pio.core._batch import LogitRow
-    from inference_pio.core._scheduler import Scheduled
-    from inference_pio.interfaces import Executor, PositionLogprobs, Request
+    from inference_pio.core._drafting import Drafting
+    from inference_pio.core._scheduler import Policy
+    from inference_pio.core._sequence import RequestState
+    from inference_pio.interfaces import Executor, Request, RequestOutput, TokenEvent
     from inference_pio.processing import Tokenizer
 
 
 class Engine:
     """Runs requests through an executor.
+
+    A step is: schedule, run, sample, collect. What makes a request impossible is refused by :meth:`add`; what goes
+    wrong in a step ends the requests of that step, and the engine can go on.
 
     Args:
         executor: Computes the model.
@@ -42,9 +38,19 @@ class Engine:
         max_model_len: Tokens of prompt and continuation together.
         max_num_seqs: Sequences that run at once.
         max_step_tokens: Tokens that one step reads at most.
-        max_logit_rows: Prompt positions whose log-probabilities one step computes at most.
+        max_logit_rows: Prompt positions whose log-probabilities one step computes at most for one request.
         chunked_prefill: Whether a prompt may be read in several steps.
         logprobs: Whether log-probabilities may be asked for.
+        prefix_caching: Whether what one request computed serves others that begin alike.
+        policy: Who goes first: ``"fcfs"`` or ``"priority"``.
+        max_waiting: Requests that may wait; None for no bound.
+        max_overtakes: Later requests that may be admitted before one that waits; see :class:`Scheduler`.
+        drafting: Speculation; None decodes token by token.
+
+    Attributes:
+        cache: Bookkeeping of the pages.
+        scheduler: Who waits, who runs.
+        metrics: What is counted.
     """
 
     def __init__(
@@ -55,32 +61,52 @@ class Engine:
         vocab_size: int,
         eos_token_ids: tuple[int, ...],
         max_model_len: int,
-        max_num_seqs: int = 8,
+        max_num_seqs: int = 64,
         max_step_tokens: int = 2048,
         max_logit_rows: int = 128,
         chunked_prefill: bool = True,
         logprobs: bool = True,
+        prefix_caching: bool = True,
+        policy: Policy = "fcfs",
+        max_waiting: int | None = None,
+        max_overtakes: int = 64,
+        drafting: Drafting | None = None,
     ) -> None:
         self.executor = executor
         self.tokenizer = tokenizer
-        self.vocab_size = vocab_size
-        self.eos_token_ids = frozenset(eos_token_ids)
-        self.max_model_len = max_model_len
+        self.limits = EngineLimits(
+            vocab_size=vocab_size,
+            eos_token_ids=frozenset(token_id for token_id in eos_token_ids if token_id < vocab_size),
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            logprobs=logprobs,
+        )
+        self.cache = CacheManager(executor.cache_groups, page_size=executor.page_size, prefix_caching=prefix_caching)
         self.scheduler = Scheduler(
-            PagePool(executor.num_pages, executor.page_size),
+            self.cache,
             max_num_seqs=max_num_seqs,
             max_step_tokens=max_step_tokens,
             max_logit_rows=max_logit_rows,
             chunked_prefill=chunked_prefill,
+            policy=policy,
+            max_waiting=max_waiting,
+            max_overtakes=max_overtakes,
         )
-        self.allows_logprobs = logprobs
-        self._requests: dict[str, list[Sequence]] = {}
-        self._arrived: dict[str, float] = {}
+        self.metrics = EngineMetrics()
+        self._drafting = drafting
+        self._admission = Admission(self.limits, tokenizer, self.cache)
+        self._chooser = Chooser(vocab_size)
+        self._collector = Collector(
+            self.cache, self.scheduler, self.metrics, tokenizer, self.limits.eos_token_ids, drafting
+        )
+        self._requests: dict[str, RequestState] = {}
+        self._deadlines: list[tuple[float, str]] = []  # a heap
+        self._events: list[TokenEvent] = []  # of requests that ended without a step of their own
 
     @property
     def has_work(self) -> bool:
-        """Whether any request is unfinished."""
-        return self.scheduler.has_work
+        """Whether any request is unfinished, or any event undelivered."""
+        return self.scheduler.has_work or bool(self._events)
 
     def add(self, request: Request) -> None:
         """Check and queue ``request``.
@@ -88,49 +114,48 @@ class Engine:
         Raises:
             InvalidRequestError: It can never be served; the engine is as before.
             DoesNotFitError: It needs more cache than there is; the engine is as before.
+            QueueFullError: As many requests wait as may; the engine is as before.
         """
-        self._check(request)
-        length = len(request.prompt_token_ids)
-        room = self.max_model_len - length
-        limit = room if request.params.max_tokens is None else min(room, request.params.max_tokens)
-        sequences = [self._sequence(request, index, length + limit) for index in range(request.params.n)]
-        for sequence in sequences:
-            self.scheduler.add(sequence)
-        self._requests[request.request_id] = sequences
-        self._arrived[request.request_id] = time.perf_counter()
+        if request.request_id in self._requests:
+            raise InvalidRequestError(f"a request with id {request.request_id!r} is running already")
+        state = self._admission.build(request)
+        self.scheduler.add(state.sequences[0])
+        self._requests[request.request_id] = state
+        if request.timeout_s is not None:
+            heapq.heappush(self._deadlines, (state.arrived + request.timeout_s, request.request_id))
 
     def step(self) -> list[TokenEvent]:
-        """One step of all running sequences; one event for each token that was chosen."""
+        """One step of all running sequences: an event for each token that was chosen and each request that ended.
+
+        Raises:
+            Exception: What the executor raised. The requests of the step have ended then, each with an error; their
+                events come with the next step.
+        """
+        self._expire()
+        if self._drafting is not None:
+            self._drafting.propose(self.scheduler.running)
         plan = self.scheduler.schedule()
         if not plan:
-            msg = "step() was called without work"
-            raise ValueError(msg)
-        batch, rows = lay_out(plan, self.executor.page_size)
-        self._mark_started(plan)
-        logits = self.executor.step(batch)
-        return self._collect(plan, rows, logits)
+            return self._without_work()
+        self._move_pages()
+        started = time.perf_counter()
+        try:
+            events = self._take_events() + self._run(plan, started)
+        except Exception as error:
+            self._fail(plan, error)
+            raise
+        self._measure(plan, time.perf_counter() - started)
+        return events
 
     def output(self, request_id: str) -> RequestOutput:
         """The state of a request so far; the same lists as the engine's own, so read only."""
-        sequences = self._requests[request_id]
-        request = sequences[0].request
-        finished = all(sequence.output.finished for sequence in sequences)
-        return RequestOutput(
-            request_id=request_id,
-            prompt=request.prompt,
-            prompt_token_ids=list(request.prompt_token_ids),
-            prompt_logprobs=sequences[0].prompt_logprobs,
-            outputs=[sequence.output for sequence in sequences],
-            finished=finished,
-            metrics=self._metrics(request_id) if finished else None,
-        )
+        return request_output(self._requests[request_id], self.tokenizer)
 
     def abort(self, request_id: str) -> None:
         """End what is unfinished of a request, give its pages back; :meth:`output` then says ``abort``."""
-        for sequence in self._requests[request_id]:
-            if not sequence.output.finished:
-                sequence.output.finish_reason = FinishReason.ABORT
-                self.scheduler.remove(sequence)
+        state = self._requests[request_id]
+        if not state.finished:
+            self._collector.end(state, FinishReason.ABORT)
 
     def forget(self, request_id: str) -> RequestOutput:
         """Take the output of a finished request out of the engine."""
@@ -138,158 +163,83 @@ class Engine:
         if not output.finished:
             msg = f"request {request_id!r} is not finished"
             raise ValueError(msg)
-        del self._requests[request_id], self._arrived[request_id]
+        del self._requests[request_id]
+        if self._events:
+            self._events = [event for event in self._events if event.request_id != request_id]
         return output
 
-    def _check(self, request: Request) -> None:
-        params, prompt = request.params, request.prompt_token_ids
-        if request.request_id in self._requests:
-            raise InvalidRequestError(f"a request with id {request.request_id!r} is running already")
-        if not prompt:
-            raise InvalidRequestError("the prompt has no tokens", hint="give some text or at least one token id")
-        if stray := [token_id for token_id in prompt if not 0 <= token_id < self.vocab_size]:
-            raise InvalidRequestError(f"token id {stray[0]} is not in the vocabulary of {self.vocab_size} tokens")
-        named = {*(params.logit_bias or ()), *(params.stop_token_ids or ())}
-        if out_of_vocabulary := sorted(token_id for token_id in named if token_id >= self.vocab_size):
-            raise InvalidRequestError(
-                f"token id {out_of_vocabulary[0]} in logit_bias or stop_token_ids is not in the vocabulary of "
-                f"{self.vocab_size} tokens"
-            )
-        if len(prompt) >= self.max_model_len:
-            raise PromptTooLongError(
-                f"the prompt has {len(prompt)} tokens, and the context holds {self.max_model_len} with the answer",
-                hint="shorten the prompt, or raise max_model_len if the model allows it",
-            )
-        if not self.allows_logprobs and (params.logprobs is not None or params.prompt_logprobs is not None):
-            raise InvalidRequestError(
-                "the model's plugin does not declare the capability 'logprobs'", hint="leave logprobs out"
-            )
-        if params.stop_strings and self.tokenizer is None:
-            raise InvalidRequestError(
-                "stop strings need a tokenizer, and this model has none", hint="use stop_token_ids"
-            )
+    def close(self) -> None:
+        """End the threads that compute masks. Harmless when called twice."""
+        self._chooser.close()
 
-    def _sequence(self, request: Request, index: int, max_length: int) -> Sequence:
-        params = request.params
-        end_ids = set(params.stop_token_ids or ())
-        if not params.ignore_eos:
-            end_ids |= {token_id for token_id in self.eos_token_ids if token_id < self.vocab_size}
-        detokenizer = None
-        if self.tokenizer is not None:
-            detokenizer = IncrementalDetokenizer(
-                self.tokenizer,
-                stop=params.stop_strings,
-                skip_special_tokens=params.skip_special_tokens,
-                include_stop=params.include_stop_str_in_output,
-                prompt_token_ids=request.prompt_token_ids,
-            )
-        return Sequence(
-            request=request,
-            index=index,
-            tokens=list(request.prompt_token_ids),
-            max_length=max_length,
-            sampler=SamplerState(params, request.prompt_token_ids, index=index, end_ids=end_ids),
-            detokenizer=detokenizer,
-        )
-
-    def _mark_started(self, plan: list[Scheduled]) -> None:
-        now = time.perf_counter()
+    def _run(self, plan: list[Scheduled], now: float) -> list[TokenEvent]:
+        batch, rows = lay_out(plan, self.executor.cache_groups, self.executor.page_size)
         for sequence, _ in plan:
-            if sequence.started is None:
-                sequence.started = now
+            if sequence.state.started is None:
+                sequence.state.started = now
+                sequence.state.cached_tokens = sequence.pages.num_cached
+        masks = self._chooser.start_masks(rows)
+        logits = self.executor.step(batch)
+        chosen = self._chooser.choose(rows, logits, self.executor.sampler, masks)
+        return self._collector.collect(plan, chosen)
 
-    def _collect(self, plan: list[Scheduled], rows: list[LogitRow], logits: NDArray[np.float32]) -> list[TokenEvent]:
-        for sequence, count in plan:
-            sequence.num_computed += count
-        events: list[TokenEvent] = []
-        for (sequence, position), row in zip(rows, logits, strict=True):
-            if position < sequence.prompt_length - 1:
-                self._record_prompt(sequence, position, row)
-            else:
-                events.append(self._advance(sequence, row))
+    def _move_pages(self) -> None:
+        """Copy the pages that the bookkeeping has moved since the last step. Failing here, nobody's pages are sure."""
+        try:
+            for move in self.cache.take_moves():
+                if move.kind == "copy":
+                    self.executor.copy_pages(move.group, move.sources, move.targets)
+                elif move.kind == "out":
+                    self.executor.swap_out(move.group, move.sources, move.targets)
+                else:
+                    self.executor.swap_in(move.group, move.sources, move.targets)
+        except Exception as error:
+            placed = [one for one in self.scheduler.waiting if one.pages.swapped]
+            self._fail([Scheduled(sequence, 0) for sequence in (*self.scheduler.running, *placed)], error)
+            self.cache.clear()
+            raise
+
+    def _expire(self) -> None:
+        now = time.perf_counter()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, request_id = heapq.heappop(self._deadlines)
+            state = self._requests.get(request_id)
+            if state is not None and not state.finished:
+                self._events += self._collector.end(state, FinishReason.TIMEOUT)
+
+    def _fail(self, plan: list[Scheduled], error: Exception) -> None:
+        """End the requests of a step that could not be computed."""
+        reason = error if isinstance(error, PioError) else EngineError(f"the step failed: {_one_line(error)}")
+        for sequence, _ in plan:
+            if not sequence.state.finished:
+                self._events += self._collector.end(sequence.state, FinishReason.ERROR, reason)
+
+    def _without_work(self) -> list[TokenEvent]:
+        if self.scheduler.has_work:
+            waiting, running = len(self.scheduler.waiting), len(self.scheduler.running)
+            raise EngineError(f"{waiting} sequences wait and {running} run, but none of them can go on")
+        if not self._events:
+            msg = "step() was called without work"
+            raise ValueError(msg)
+        return self._take_events()
+
+    def _take_events(self) -> list[TokenEvent]:
+        events, self._events = self._events, []
         return events
 
-    def _record_prompt(self, sequence: Sequence, position: int, logits: NDArray[np.float32]) -> None:
-        count = sequence.request.params.prompt_logprobs
-        assert sequence.prompt_logprobs is not None
-        assert count is not None
-        sequence.prompt_logprobs.append(self._logprobs(logits, count, sequence.tokens[position + 1]))
+    def _measure(self, plan: list[Scheduled], seconds: float) -> None:
+        metrics, cache, scheduler = self.metrics, self.cache, self.scheduler
+        tokens = sum(count for _, count in plan)
+        metrics.step_tokens.observe(tokens)
+        metrics.requests_running.value = len(scheduler.running)
+        metrics.requests_waiting.value = len(scheduler.waiting)
+        metrics.kv_cache_usage.value = cache.usage
+        metrics.preemptions.values[""] = scheduler.num_preemptions
+        metrics.prefix_queries.values[""] = cache.stats.queries
+        metrics.prefix_hits.values[""] = cache.stats.hits
+        if self._drafting is not None:
+            self._drafting.observe_step(tokens, len(plan), seconds)
 
-    def _advance(self, sequence: Sequence, logits: NDArray[np.float32]) -> TokenEvent:
-        """Choose the next token of ``sequence`` and see whether it ends there."""
-        params, output = sequence.request.params, sequence.output
-        token_id = choose(logits, sequence.sampler)
-        sequence.sampler.record(token_id)
-        sequence.tokens.append(token_id)
-        output.token_ids.append(token_id)
-        candidates: PositionLogprobs | None = None
-        if params.logprobs is not None and output.logprobs is not None and output.cumulative_logprob is not None:
-            candidates = self._logprobs(logits, params.logprobs, token_id)
-            output.logprobs.append(candidates)
-            output.cumulative_logprob += candidates[token_id].logprob
-        text = self._finish_if_ended(sequence, token_id)
-        sequence.last_token = time.perf_counter()
-        if sequence.first_token is None:
-            sequence.first_token = sequence.last_token
-        if output.finished:
-            self.scheduler.remove(sequence)
-        return TokenEvent(
-            request_id=sequence.request.request_id,
-            index=sequence.index,
-            token_id=token_id,
-            text=text,
-            logprobs=candidates,
-            finish_reason=output.finish_reason,
-            stop_reason=output.stop_reason,
-        )
 
-    def _finish_if_ended(self, sequence: Sequence, token_id: int) -> str:
-        """Set finish and stop reason if ``token_id`` ends ``sequence``; returns the text that became certain."""
-        params, output, detokenizer = sequence.request.params, sequence.output, sequence.detokenizer
-        stopped_by_id = token_id in (params.stop_token_ids or ())
-        if stopped_by_id or (token_id in self.eos_token_ids and not params.ignore_eos):
-            output.finish_reason = FinishReason.STOP
-            output.stop_reason = token_id if stopped_by_id else None
-        if detokenizer is None:
-            text = ""
-        elif output.finished:
-            text = detokenizer.finish()  # the token that ends a text is not part of it
-        else:
-            text = detokenizer.push(token_id)
-            if detokenizer.stopped_by is not None:
-                output.finish_reason = FinishReason.STOP
-                output.stop_reason = detokenizer.stopped_by
-        if not output.finished and len(sequence.tokens) >= sequence.max_length:
-            output.finish_reason = FinishReason.LENGTH
-            text += detokenizer.finish() if detokenizer is not None else ""
-        output.text += text
-        return text
-
-    def _logprobs(self, logits: NDArray[np.float32], count: int, chosen: int) -> PositionLogprobs:
-        candidates = top_logprobs(log_softmax(logits), count, chosen)
-        return {
-            token_id: Logprob(logprob, rank, self._decode(token_id)) for token_id, (logprob, rank) in candidates.items()
-        }
-
-    def _decode(self, token_id: int) -> str | None:
-        """Text of one token by itself, its leading space included; partial UTF-8 shows as U+FFFD."""
-        if self.tokenizer is None:
-            return None
-        try:
-            return self.tokenizer.token_bytes(token_id).decode(errors="replace")
-        except InvalidRequestError:
-            return None  # embeddings are often padded beyond the tokenizer's vocabulary
-
-    def _metrics(self, request_id: str) -> RequestMetrics | None:
-        sequences, arrived = self._requests[request_id], self._arrived[request_id]
-        started = [sequence.started for sequence in sequences if sequence.started is not None]
-        first = [sequence.first_token for sequence in sequences if sequence.first_token is not None]
-        last = [sequence.last_token for sequence in sequences if sequence.last_token is not None]
-        if not started or not first:
-            return None  # aborted before its first token
-        return RequestMetrics(
-            queue_s=min(started) - arrived,
-            ttft_s=min(first) - arrived,
-            prefill_s=min(first) - min(started),
-            decode_s=max(last) - min(first),
-        )
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -6,6 +6,7 @@ import itertools
 import secrets
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakValueDictionary
@@ -13,34 +14,48 @@ from weakref import WeakValueDictionary
 from inference_pio.config import Settings
 from inference_pio.config import cache_dir as default_cache_dir
 from inference_pio.core._checkpoint import open_checkpoint
+from inference_pio.core._draft_model import DraftModelProposer
+from inference_pio.core._drafting import Drafting
 from inference_pio.core._engine import Engine
 from inference_pio.core._locate import locate_model
+from inference_pio.core._progress import ProgressBar
 from inference_pio.core._prompts import (
     TokenizedPrompt,
     as_conversations,
     as_prompt_list,
     pair_with_params,
+    pair_with_priorities,
     tokenize_prompt,
 )
+from inference_pio.core._proposers import NgramProposer
 from inference_pio.core._registry import Registry
+from inference_pio.core._speculation import SpeculationControl
 from inference_pio.core._stream import TokenStream
 from inference_pio.core._threads import limit_spinning
-from inference_pio.interfaces import InvalidRequestError, Request, SamplingParams, UnsupportedError
+from inference_pio.interfaces import BeamSearchParams, InvalidRequestError, Request, SamplingParams, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from inference_pio.core._metrics import EngineMetrics
     from inference_pio.core._prompts import Conversation, Prompt
+    from inference_pio.core._proposers import Proposer
     from inference_pio.core._registry import InstalledPlugin
-    from inference_pio.interfaces import ModelShape, RequestOutput
+    from inference_pio.core._scheduler import Policy
+    from inference_pio.core.torch_executor import TorchExecutor
+    from inference_pio.interfaces import ModelShape, RequestOutput, TokenEvent
     from inference_pio.processing import Tokenizer
 
 _GENERATION_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _CHOICES = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "kv_cache": ("auto", "paged", "contiguous"),
+    "kv_cache_dtype": ("auto", "float32", "bfloat16", "float16", "int8"),
+    "scheduling_policy": ("fcfs", "priority"),
 }
+_STEP_TOKENS = 512
+"""Tokens of a step, unless asked for: as many as keep the processor busy; more would only make others wait longer."""
 
 
 class LLM:
@@ -54,8 +69,23 @@ class LLM:
         threads: Threads of CPU operators, for the whole process; None leaves the library's choice.
         max_model_len: Tokens of prompt and continuation together; None for the model's context, or what fits.
         max_num_seqs: Continuations that run at once.
+        max_num_batched_tokens: Tokens that one step reads at most: long prompts are cut, so that others wait no longer
+            than one such step for their next token.
         attention: Name of an attention backend, or ``"auto"``.
         kv_cache: ``"paged"``, ``"contiguous"`` or ``"auto"``.
+        kv_cache_dtype: Of keys and values: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``, or ``"auto"`` for
+            that of the weights.
+        kv_cache_bytes: Memory of the cache; None for what ``max_num_seqs`` sequences need, at most half of what is free
+            and 4 GiB on a CPU, nine tenths of what is free elsewhere.
+        swap_bytes: Host memory for sequences that have to make room on an accelerator; without it they are computed
+            again.
+        enable_prefix_caching: Whether prompts that begin alike are computed once; None for where the model allows it.
+        scheduling_policy: ``"fcfs"``, or ``"priority"`` by ``Request.priority``.
+        speculative: ``"ngram"`` to draft from the text itself, the name or path of a smaller model of the same
+            vocabulary, or None. The output is the same, token for token.
+        num_speculative_tokens: Tokens drafted at most; how many is found while it runs, 0 where drafting does not pay.
+        deterministic: Make tokens and log-probabilities of a request independent of what else runs, of chunks and of
+            what the cache holds, bit for bit, at the cost that the README states.
         seed: Seed for requests that bring none; None draws one for each.
         cache_dir: Where fetched models lie; None for the default place.
         ignore_unknown_keys: Accept unknown keys in the model's config.
@@ -82,9 +112,18 @@ class LLM:
         device: str = "auto",
         threads: int | None = None,
         max_model_len: int | None = None,
-        max_num_seqs: int = 8,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = _STEP_TOKENS,
         attention: str = "auto",
         kv_cache: str = "auto",
+        kv_cache_dtype: str = "auto",
+        kv_cache_bytes: int | None = None,
+        swap_bytes: int = 0,
+        enable_prefix_caching: bool | None = None,
+        scheduling_policy: Policy = "fcfs",
+        speculative: str | Path | None = None,
+        num_speculative_tokens: int = 5,
+        deterministic: bool = False,
         seed: int | None = None,
         cache_dir: str | Path | None = None,
         ignore_unknown_keys: bool = False,
@@ -93,18 +132,36 @@ class LLM:
         download_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         started = time.perf_counter()
-        _check_options(dtype=dtype, kv_cache=kv_cache, threads=threads, max_num_seqs=max_num_seqs)
+        _check_choices(
+            dtype=dtype, kv_cache=kv_cache, kv_cache_dtype=kv_cache_dtype, scheduling_policy=scheduling_policy
+        )
+        _check_positive(
+            threads=threads,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            kv_cache_bytes=kv_cache_bytes,
+            num_speculative_tokens=num_speculative_tokens,
+        )
         registry = Registry.discover()
-        located = locate_model(
-            model,
-            registry,
+        locate = partial(
+            locate_model,
+            registry=registry,
             cache_dir=default_cache_dir(Settings()) if cache_dir is None else Path(cache_dir),
             endpoint=hub_endpoint,
             progress=download_progress,
         )
-        checkpoint = open_checkpoint(located, registry, ignore_unknown_keys=ignore_unknown_keys)
+        checkpoint = open_checkpoint(locate(model), registry, ignore_unknown_keys=ignore_unknown_keys)
         capabilities = checkpoint.installed.manifest.capabilities
-        _check_capabilities(checkpoint.installed, kv_cache)
+        _check_capabilities(
+            checkpoint.installed,
+            {
+                "generate": True,
+                "paged-kv": kv_cache == "paged",
+                "prefix-caching": bool(enable_prefix_caching),
+                "speculative-decoding": speculative is not None,
+                "deterministic": deterministic,
+            },
+        )
         self.name = checkpoint.name
         self.shape: ModelShape = checkpoint.shape
         self._generation = checkpoint.generation
@@ -115,17 +172,41 @@ class LLM:
         limit_spinning()
         from inference_pio.core.torch_executor import build_torch_executor
 
-        self._executor = build_torch_executor(
-            checkpoint,
-            dtype=dtype,
+        build = partial(
+            build_torch_executor,
             device=device,
             threads=threads,
-            max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
+            max_step_tokens=max_num_batched_tokens,
             attention=attention,
             kv_cache="contiguous" if kv_cache == "auto" and "paged-kv" not in capabilities else kv_cache,
+            deterministic=deterministic,
+        )
+        self._executor = build(
+            checkpoint,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            kv_cache_dtype=kv_cache_dtype,
+            kv_cache_bytes=kv_cache_bytes,
+            swap_bytes=swap_bytes,
             progress=progress,
         )
+        self._draft: TorchExecutor | None = None
+        drafting = None
+        if speculative is not None:
+            proposer: Proposer = NgramProposer()
+            if speculative != "ngram":
+                draft = open_checkpoint(locate(speculative), registry, ignore_unknown_keys=ignore_unknown_keys)
+                length = min(self._executor.max_model_len, draft.shape.max_position)
+                self._draft = build(draft, dtype=dtype, max_model_len=length)
+                proposer = DraftModelProposer(
+                    self._draft,
+                    vocab_size=draft.shape.vocab_size,
+                    target_vocab_size=self.shape.vocab_size,
+                    max_length=length,
+                    max_step_tokens=max_num_batched_tokens,
+                )
+            drafting = Drafting(proposer, SpeculationControl(num_speculative_tokens))
         self._engine = Engine(
             self._executor,
             self.tokenizer,
@@ -133,8 +214,12 @@ class LLM:
             eos_token_ids=(*checkpoint.eos_token_ids, *(self.tokenizer.end_token_ids if self.tokenizer else ())),
             max_model_len=self._executor.max_model_len,
             max_num_seqs=max_num_seqs,
+            max_step_tokens=max_num_batched_tokens,
             chunked_prefill="chunked-prefill" in capabilities,
             logprobs="logprobs" in capabilities,
+            prefix_caching="prefix-caching" in capabilities and enable_prefix_caching is not False,
+            policy=scheduling_policy,
+            drafting=drafting,
         )
         # Weak: a stream that nobody holds any more is cancelled, see TokenStream.__del__.
         self._streams: WeakValueDictionary[str, TokenStream] = WeakValueDictionary()
@@ -159,7 +244,12 @@ class LLM:
     @property
     def max_model_len(self) -> int:
         """Tokens of prompt and continuation together."""
-        return self._engine.max_model_len
+        return self._engine.limits.max_model_len
+
+    @property
+    def metrics(self) -> EngineMetrics:
+        """What the engine has counted since the start."""
+        return self._engine.metrics
 
     def get_tokenizer(self) -> Tokenizer:
         """The tokenizer.
@@ -186,14 +276,24 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        progress: Callable[[int, int], None] | None = None,
+        priority: int | Sequence[int] = 0,
+        timeout_s: float | None = None,
+        cache_salt: str = "",
+        progress: bool | Callable[[int, int], None] | None = None,
+        raise_errors: bool = True,
     ) -> list[RequestOutput]:
-        """Continue each prompt.
+        """Continue each prompt; thousands at once are what it is made for.
 
         Args:
             prompts: Text, token ids, or a list of either (also ``{"prompt": ...}``, ``{"prompt_token_ids": ...}``).
             sampling_params: One for all or one for each; None for the model's recommendation.
-            progress: Called with prompts done and prompts in all.
+            priority: Who goes first under ``scheduling_policy="priority"``: the lowest. One for all or one for each.
+            timeout_s: Seconds after which a prompt ends with what it has.
+            cache_salt: Cached prefixes are shared only between prompts of one salt.
+            progress: Whether to show a bar on stderr, None for where that is a terminal; or a function that is called
+                with prompts done and prompts in all.
+            raise_errors: Raise when a prompt fails while it is computed; otherwise its output says why
+                (``output.error``), and the others are not disturbed.
 
         Returns:
             One output per prompt, in their order.
@@ -203,7 +303,32 @@ class LLM:
         """
         tokenized = [tokenize_prompt(prompt, self.tokenizer) for prompt in as_prompt_list(prompts)]
         params = pair_with_params(len(tokenized), sampling_params, self.get_default_sampling_params())
-        return self._run(tokenized, params, progress)
+        priorities = pair_with_priorities(len(tokenized), priority)
+        requests = [
+            self._request(prompt, one, priority=place, timeout_s=timeout_s, cache_salt=cache_salt)
+            for prompt, one, place in zip(tokenized, params, priorities, strict=True)
+        ]
+        return self._run(requests, progress, raise_errors=raise_errors)
+
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        *,
+        progress: bool | Callable[[int, int], None] | None = None,
+    ) -> list[RequestOutput]:
+        """The most likely continuations of each prompt, best first, by beam search.
+
+        Args:
+            prompts: As :meth:`generate`.
+            params: Width, length and length penalty.
+            progress: As :meth:`generate`.
+
+        Raises:
+            InvalidRequestError: As :meth:`generate`.
+        """
+        tokenized = [tokenize_prompt(prompt, self.tokenizer) for prompt in as_prompt_list(prompts)]
+        return self._run([self._request(prompt, params) for prompt in tokenized], progress, raise_errors=True)
 
     def chat(
         self,
@@ -214,7 +339,7 @@ class LLM:
         tools: Sequence[Mapping[str, object]] | None = None,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: bool | Callable[[int, int], None] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or several.
 
@@ -225,7 +350,7 @@ class LLM:
             tools: Descriptions of tools, for templates that take them.
             chat_template: A template to use instead of the model's own.
             chat_template_kwargs: More variables for the template.
-            progress: Called with conversations done and conversations in all.
+            progress: As :meth:`generate`.
 
         Raises:
             TemplateError: There is no chat template, or it refuses the messages.
@@ -236,7 +361,8 @@ class LLM:
             for conversation in as_conversations(messages)
         ]
         params = pair_with_params(len(tokenized), sampling_params, self.get_default_sampling_params())
-        return self._run(tokenized, params, progress)
+        requests = [self._request(prompt, one) for prompt, one in zip(tokenized, params, strict=True)]
+        return self._run(requests, progress, raise_errors=True)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> TokenStream:
         """Continue one prompt, token by token. Closing the stream cancels the request; its ``output`` is the whole.
@@ -263,7 +389,10 @@ class LLM:
 
     def close(self) -> None:
         """Free weights and cache. Harmless when called twice."""
+        self._engine.close()
         self._executor.close()
+        if self._draft is not None:
+            self._draft.close()
 
     def __enter__(self) -> Self:
         return self
@@ -294,58 +423,90 @@ class LLM:
         return TokenizedPrompt(tuple(tokenizer.encode(text, add_special_tokens=False)), text)
 
     def _run(
-        self,
-        prompts: list[TokenizedPrompt],
-        params: list[SamplingParams],
-        progress: Callable[[int, int], None] | None,
+        self, requests: list[Request], progress: bool | Callable[[int, int], None] | None, *, raise_errors: bool
     ) -> list[RequestOutput]:
-        streams: list[TokenStream] = []
+        engine = self._engine
+        added: list[str] = []
+        unfinished: set[str] = set()
+        shown, callback = (progress, None) if isinstance(progress, bool | None) else (False, progress)
         try:
-            for prompt, one in zip(prompts, params, strict=True):
-                streams.append(self._stream(prompt, one))
-            for done, stream in enumerate(streams, start=1):
-                for _ in stream:
-                    pass  # a step serves all streams; their events wait until it is their turn
-                if progress is not None:
-                    progress(done, len(streams))
+            for request in requests:
+                engine.add(request)
+                added.append(request.request_id)
+            unfinished.update(added)
+            with ProgressBar(len(requests), shown=shown, callback=callback) as bar:
+                while unfinished:
+                    for event in self._step():
+                        if event.request_id not in unfinished:
+                            continue
+                        bar.add_tokens(event.token_id is not None)
+                        if event.error is not None and raise_errors:
+                            raise event.error
+                        if event.finish_reason is not None and engine.output(event.request_id).finished:
+                            unfinished.remove(event.request_id)
+                            bar.finish_one()
+            return [engine.output(request_id) for request_id in added]
         finally:
-            for stream in streams:  # after Ctrl-C, a refused prompt or a failed step, no request stays behind
-                stream.close()
-        return [stream.output for stream in streams]
+            for request_id in added:  # after Ctrl-C, a refused prompt or a failed step, no request stays behind
+                engine.abort(request_id)
+                engine.forget(request_id)
+
+    def _request(
+        self,
+        prompt: TokenizedPrompt,
+        params: SamplingParams | BeamSearchParams | None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        cache_salt: str = "",
+    ) -> Request:
+        params = params or self.get_default_sampling_params()
+        if isinstance(params, SamplingParams) and params.seed is None:
+            params = replace(params, seed=secrets.randbits(64) if self._draw_seeds else next(self._seeds))
+        return Request(
+            request_id=f"request-{next(self._ids)}",
+            prompt_token_ids=prompt.token_ids,
+            prompt=prompt.text,
+            params=params,
+            priority=priority,
+            timeout_s=timeout_s,
+            cache_salt=cache_salt,
+        )
 
     def _stream(self, prompt: TokenizedPrompt, params: SamplingParams | None) -> TokenStream:
-        params = params or self.get_default_sampling_params()
-        if params.seed is None:
-            params = replace(params, seed=secrets.randbits(64) if self._draw_seeds else next(self._seeds))
-        request_id = f"request-{next(self._ids)}"
-        self._engine.add(
-            Request(request_id=request_id, prompt_token_ids=prompt.token_ids, prompt=prompt.text, params=params)
-        )
-        stream = TokenStream(self._engine, request_id, self._step)
-        self._streams[request_id] = stream
+        request = self._request(prompt, params)
+        self._engine.add(request)
+        stream = TokenStream(self._engine, request.request_id, self._step)
+        self._streams[request.request_id] = stream
         return stream
 
-    def _step(self) -> None:
-        for event in self._engine.step():
-            self._streams[event.request_id].deliver(event)
+    def _step(self) -> list[TokenEvent]:
+        """One step of everything that runs; streams get their events, callers get all of them."""
+        events = self._engine.step()
+        for event in events:
+            stream = self._streams.get(event.request_id)
+            if stream is not None:
+                stream.deliver(event)
+        return events
 
 
-def _check_capabilities(installed: InstalledPlugin, kv_cache: str) -> None:
+def _check_capabilities(installed: InstalledPlugin, needed: Mapping[str, bool]) -> None:
     """What the conformance kit has not passed for a model is not done with it."""
-    needed = ["generate", "paged-kv"] if kv_cache == "paged" else ["generate"]
-    for capability in needed:
-        if capability not in installed.manifest.capabilities:
+    for capability, wanted in needed.items():
+        if wanted and capability not in installed.manifest.capabilities:
             raise UnsupportedError(
                 f"{installed.manifest.distribution} {installed.version} does not declare the capability {capability!r}",
                 hint="upgrade it, or choose kv_cache='contiguous'" if capability == "paged-kv" else "upgrade it",
             )
 
 
-def _check_options(*, dtype: str, kv_cache: str, threads: int | None, max_num_seqs: int) -> None:
-    for name, value in (("dtype", dtype), ("kv_cache", kv_cache)):
+def _check_choices(**chosen: str) -> None:
+    for name, value in chosen.items():
         if value not in _CHOICES[name]:
             raise InvalidRequestError(f"unknown {name} {value!r}", hint=f"give {', '.join(_CHOICES[name])}")
-    if threads is not None and threads < 1:
-        raise InvalidRequestError(f"threads must be at least 1, got {threads}")
-    if max_num_seqs < 1:
-        raise InvalidRequestError(f"max_num_seqs must be at least 1, got {max_num_seqs}")
+
+
+def _check_positive(**numbers: int | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            raise InvalidRequestError(f"{name} must be at least 1, got {value}")

@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from inference_pio.cache import plan_groups
 from inference_pio.interfaces import DoesNotFitError, InvalidRequestError
 
 if TYPE_CHECKING:
-    from inference_pio.interfaces import ModelShape
+    from collections.abc import Callable
+
+    from inference_pio.interfaces import CacheGroup, ModelShape
 
 PAGE_SIZE = 16
-CACHE_SHARE = 0.5
-"""Share of the memory left beside the weights that an unasked-for cache may take."""
+HOST_SHARE = 0.5
+"""Share of the host memory left beside the weights that the cache may take, unless more is asked for."""
+HOST_BYTES = 4 * 2**30
+"""What it takes of the host at most, unless more is asked for: the rest of the machine is not ours."""
+DEVICE_SHARE = 0.9
+"""Share of an accelerator's memory left beside the weights that the cache may take; the rest is for activations."""
 
 _CGROUP_FILES = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -28,16 +35,16 @@ class CachePlan:
     """The size of a cache.
 
     Attributes:
-        num_pages: Pages per layer.
+        num_pages: Pages by group of layers.
         page_size: Tokens per page.
         max_model_len: Tokens that one sequence may have.
-        nbytes: Size of all layers together.
+        num_host_pages: Pages in host memory by group of layers.
     """
 
-    num_pages: int
+    num_pages: tuple[int, ...]
     page_size: int
     max_model_len: int
-    nbytes: int
+    num_host_pages: tuple[int, ...]
 
 
 def available_memory() -> int:
@@ -66,23 +73,27 @@ def check_weights(name: str, nbytes: int, dtype: str, available: int) -> None:
 def plan_cache(
     shape: ModelShape,
     *,
-    dtype_bytes: int,
-    available: int,
+    dtype_bytes: float,
+    budget: int,
     max_num_seqs: int,
     max_model_len: int | None,
-    contiguous: bool,
+    max_step_tokens: int,
+    contiguous: bool = False,
     page_multiple: int = 1,
+    host_budget: int = 0,
 ) -> CachePlan:
     """The cache that serves ``max_num_seqs`` sequences of ``max_model_len`` tokens, or as much of it as fits.
 
     Args:
         shape: The model.
-        dtype_bytes: Bytes per element of the cache.
-        available: Bytes left beside the weights.
+        dtype_bytes: Bytes per element of keys and values.
+        budget: Bytes that the cache may take.
         max_num_seqs: Sequences that run at once.
         max_model_len: Tokens per sequence as asked for, or None for the model's context or what fits.
+        max_step_tokens: Tokens that one step reads at most.
         contiguous: One page per sequence instead of many small ones.
         page_multiple: The page size is a multiple of this many tokens.
+        host_budget: Bytes of host memory for pages moved out of the device.
 
     Raises:
         DoesNotFitError: Not even one sequence of the length asked for fits.
@@ -92,25 +103,60 @@ def plan_cache(
         raise InvalidRequestError(
             f"max_model_len must be between 2 and the model's context of {shape.max_position}, got {max_model_len}"
         )
-    page_size = -(-PAGE_SIZE // page_multiple) * page_multiple
-    per_token = shape.kv_elements_per_token * dtype_bytes
+
+    def fit(length: int, page_size: int, sequences: int) -> tuple[CacheGroup, ...]:
+        return plan_groups(
+            shape.cache_specs,
+            budget_bytes=budget,
+            dtype_bytes=dtype_bytes,
+            page_size=page_size,
+            max_num_seqs=sequences,
+            max_model_len=length,
+            max_step_tokens=max_step_tokens,
+            host_budget_bytes=host_budget,
+        )
+
+    page_size = _round_up(PAGE_SIZE, page_multiple)
     length = max_model_len or shape.max_position
-    capacity = int(available * CACHE_SHARE) // per_token
-    if capacity < length:
-        if max_model_len is not None or capacity < page_size:
-            raise DoesNotFitError(
-                f"a context of {length} tokens needs {_gib(length * per_token)} of cache, and "
-                f"{_gib(int(available * CACHE_SHARE))} can be given to it",
-                hint="lower max_model_len or take a smaller model",
-            )
-        length = capacity // page_size * page_size
+    if max_model_len is None:
+        length = _longest(length, page_size, lambda tokens: fit(tokens, page_size, 1))
     if contiguous:
-        page = -(-length // page_multiple) * page_multiple
-        sequences = max(1, min(max_num_seqs, capacity // page))
-        return CachePlan(sequences, page, length, sequences * page * per_token)
-    pages_per_sequence = -(-length // page_size)
-    pages = max(pages_per_sequence, min(max_num_seqs * pages_per_sequence, capacity // page_size))
-    return CachePlan(pages, page_size, length, pages * page_size * per_token)
+        page_size = _round_up(length, page_multiple)
+    groups = fit(length, page_size, max_num_seqs)
+    return CachePlan(
+        tuple(group.num_pages for group in groups),
+        page_size,
+        length,
+        tuple(group.num_host_pages for group in groups),
+    )
+
+
+def _longest(length: int, page_size: int, fit: Callable[[int], object]) -> int:
+    """The largest number of tokens up to ``length`` that fits: all of it, or whole pages.
+
+    Raises:
+        DoesNotFitError: Not even a page does.
+    """
+    try:
+        fit(length)
+    except DoesNotFitError:
+        fit(page_size)  # its error says what is missing
+    else:
+        return length
+    low, high = 1, length // page_size + 1  # low fits, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            fit(middle * page_size)
+        except DoesNotFitError:
+            high = middle
+        else:
+            low = middle
+    return low * page_size
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def _read_integer(path: str) -> int | None:

@@ -82,6 +82,20 @@ def pair_with_params(
     return list(params)
 
 
+def pair_with_priorities(count: int, priority: int | Sequence[int]) -> list[int]:
+    """A priority for each of ``count`` prompts.
+
+    Raises:
+        InvalidRequestError: A list of another length, or something that is not an integer.
+    """
+    given: Sequence[object] = priority if isinstance(priority, Sequence) else [priority] * count
+    if not all(_is_integer(item) for item in given):
+        raise InvalidRequestError(f"priority must be an integer or a list of integers, got {priority!r}")
+    if len(given) != count:
+        raise InvalidRequestError(f"got {len(given)} priorities for {count} prompts")
+    return [int(item) for item in cast("Sequence[int]", given)]
+
+
 def as_conversations(messages: Conversation | Sequence[Conversation]) -> list[Conversation]:
     """One conversation or many, always as a list.
 

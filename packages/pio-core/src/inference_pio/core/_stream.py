@@ -24,7 +24,7 @@ class TokenStream:
         step: Runs one step of the engine and delivers events to :meth:`deliver`.
     """
 
-    def __init__(self, engine: Engine, request_id: str, step: Callable[[], None]) -> None:
+    def __init__(self, engine: Engine, request_id: str, step: Callable[[], object]) -> None:
         self.request_id = request_id
         self._engine = engine
         self._step = step
@@ -62,7 +62,11 @@ class TokenStream:
                 self.close()
                 raise
         if self._events:
-            return self._events.popleft()
+            event = self._events.popleft()
+            if event.error is not None:
+                self.close()
+                raise event.error
+            return event
         self.close()
         raise StopIteration
 

@@ -6,22 +6,29 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from inference_pio.attention import ContiguousKVCache, PagedKVCache, get_backend, ragged_batch
-from inference_pio.core._memory import available_memory, check_weights, plan_cache
-from inference_pio.interfaces import DoesNotFitError, InvalidRequestError, MissingDependencyError
-from inference_pio.layers import DenseLinear, load_weights
+from inference_pio.attention import PagedKVCache, get_backend, ragged_batch
+from inference_pio.core._host_sampler import HostSampler
+from inference_pio.core._memory import (
+    DEVICE_SHARE,
+    HOST_BYTES,
+    HOST_SHARE,
+    available_memory,
+    check_weights,
+    plan_cache,
+)
+from inference_pio.core.torch_sampler import TorchSampler
+from inference_pio.interfaces import DoesNotFitError, InvalidRequestError, MissingDependencyError, UnsupportedError
+from inference_pio.layers import DenseLinear, InvariantLinear, load_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Sequence
 
     from inference_pio.core._checkpoint import Checkpoint
-    from inference_pio.interfaces import KVCache, StepBatch
+    from inference_pio.interfaces import KVCache, Sampler, StepBatch
     from inference_pio.layers import LoadReport
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KV_DTYPES = {**DTYPES, "int8": torch.int8}
 _NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "arm_bf16")
 
 
@@ -55,20 +62,21 @@ class TorchExecutor:
         self.device = device
         self.dtype = dtype
         self.report = report
-        self.num_pages = cache.num_pages
         self.page_size = cache.page_size
+        self.cache_groups = cache.groups
+        self.sampler: Sampler = HostSampler() if device.type == "cpu" else TorchSampler(device)
 
     @torch.inference_mode()
-    def step(self, batch: StepBatch) -> NDArray[np.float32]:
+    def step(self, batch: StepBatch) -> object:
         """Run the model over ``batch``; see :class:`inference_pio.interfaces.Executor`.
+
+        Returns:
+            Logits float32 (R, V): a NumPy array on CPU, a tensor on any other device.
 
         Raises:
             DoesNotFitError: The device ran out of memory.
         """
-        model, cache = self._model, self._cache
-        if model is None or cache is None:
-            msg = "the executor is closed"
-            raise ValueError(msg)
+        model, cache = self._open()
         try:
             token_ids = torch.from_numpy(batch.token_ids).to(self.device)
             positions = torch.from_numpy(batch.positions).to(self.device)
@@ -78,8 +86,26 @@ class TorchExecutor:
             logits: torch.Tensor = model.logits(hidden)  # type: ignore[operator]  # nn.Module hides the method's type
         except (MemoryError, RuntimeError) as error:
             raise _as_memory_error(error, f"a step of {batch.token_ids.size} tokens") from error
-        array: NDArray[np.float32] = logits.float().cpu().numpy()
-        return array
+        logits = logits.float()
+        return logits.numpy() if self.device.type == "cpu" else logits
+
+    def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy pages of ``group``, as if one after the other in this order."""
+        self._open()[1].copy_pages(group, sources, targets)
+
+    def swap_out(self, group: int, pages: Sequence[int], host_pages: Sequence[int]) -> None:
+        """Copy ``pages`` of the device to ``host_pages`` of host memory."""
+        self._open()[1].swap_out(group, pages, host_pages)
+
+    def swap_in(self, group: int, host_pages: Sequence[int], pages: Sequence[int]) -> None:
+        """Copy ``host_pages`` of host memory to ``pages`` of the device."""
+        self._open()[1].swap_in(group, host_pages, pages)
+
+    def _open(self) -> tuple[torch.nn.Module, KVCache]:
+        if self._model is None or self._cache is None:
+            msg = "the executor is closed"
+            raise ValueError(msg)
+        return self._model, self._cache
 
     def close(self) -> None:
         """Free weights and cache. Harmless when called twice."""
@@ -94,9 +120,14 @@ def build_torch_executor(
     device: str = "auto",
     threads: int | None = None,
     max_model_len: int | None = None,
-    max_num_seqs: int = 8,
+    max_num_seqs: int = 64,
+    max_step_tokens: int = 2048,
     attention: str = "auto",
     kv_cache: str = "auto",
+    kv_cache_dtype: str = "auto",
+    kv_cache_bytes: int | None = None,
+    swap_bytes: int = 0,
+    deterministic: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> TorchExecutor:
     """Build the model on ``meta``, stream its weights to the device and set up its cache.
@@ -108,56 +139,96 @@ def build_torch_executor(
         threads: Threads of torch's CPU operators, for the whole process; None leaves torch's choice.
         max_model_len: Tokens per sequence; None for the model's context or what fits.
         max_num_seqs: Sequences that run at once.
+        max_step_tokens: Tokens that one step reads at most.
         attention: Name of an attention backend, or ``"auto"``.
         kv_cache: ``"paged"``, ``"contiguous"``, or ``"auto"`` for paged.
+        kv_cache_dtype: Of keys and values: as ``dtype``, or ``"int8"``; ``"auto"`` is the dtype of the weights.
+        kv_cache_bytes: Bytes of the cache; None for a share of what is free.
+        swap_bytes: Bytes of host memory for pages of sequences that have to wait; of no use where the device is the
+            host.
+        deterministic: Whether a row's result may not depend on the other rows.
         progress: Called with bytes done and bytes in all.
 
     Raises:
         DoesNotFitError: Weights or cache need more memory than there is.
         MissingDependencyError: The device or the attention backend is not there.
+        UnsupportedError: The attention backend cannot be used in the deterministic mode.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     target = _device(device)
     chosen = _dtype(checkpoint, dtype, target)
     chosen_name = str(chosen).removeprefix("torch.")
+    kv_dtype = chosen if kv_cache_dtype == "auto" else KV_DTYPES[kv_cache_dtype]
     weight_bytes = checkpoint.shape.num_parameters * chosen.itemsize
-    backend = get_backend(attention, device=target)
+    backend = get_backend(_backend_name(attention, deterministic=deterministic), device=target)
     available = _available(target)
     check_weights(checkpoint.name, weight_bytes, chosen_name, available)
     plan = plan_cache(
         checkpoint.shape,
-        dtype_bytes=chosen.itemsize,
-        available=available - weight_bytes,
+        dtype_bytes=kv_bytes_per_element(kv_dtype),
+        budget=_cache_budget(kv_cache_bytes, available - weight_bytes, target),
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
+        max_step_tokens=max_step_tokens,
         contiguous=kv_cache == "contiguous",
         page_multiple=backend.page_size_multiple,
+        host_budget=0 if target.type == "cpu" else swap_bytes,
     )
     with torch.device("meta"):
         model = checkpoint.plugin.build(
             checkpoint.config,
             attention=backend,
-            linear=DenseLinear(),
+            linear=InvariantLinear() if deterministic else DenseLinear(),
             tied_head=checkpoint.tied_head,
         )
-    specs = checkpoint.shape.attention
     try:
         report = load_weights(
             model, checkpoint.source, checkpoint.weight_map, dtype=chosen, device=target, progress=progress
         )
-        cache: KVCache
-        if kv_cache == "contiguous":
-            cache = ContiguousKVCache(
-                specs, num_sequences=plan.num_pages, max_length=plan.page_size, dtype=chosen, device=target
-            )
-        else:
-            cache = PagedKVCache(specs, num_pages=plan.num_pages, page_size=plan.page_size, dtype=chosen, device=target)
+        cache = PagedKVCache(
+            checkpoint.shape.cache_specs,
+            num_pages=plan.num_pages,
+            page_size=plan.page_size,
+            dtype=kv_dtype,
+            device=target,
+            num_host_pages=plan.num_host_pages,
+        )
     except (MemoryError, RuntimeError) as error:
         raise _as_memory_error(error, f"loading {checkpoint.name!r} in {chosen_name}") from error
     return TorchExecutor(
         model.eval(), cache, max_model_len=plan.max_model_len, device=target, dtype=chosen, report=report
     )
+
+
+def kv_bytes_per_element(dtype: torch.dtype) -> float:
+    """Bytes that an element of the cache takes, its share of a scale included."""
+    # int8 keeps one scale of 4 bytes per head; 32 is the smallest head that is in use.
+    return 1 + 4 / 32 if dtype == torch.int8 else dtype.itemsize
+
+
+def _backend_name(attention: str, *, deterministic: bool) -> str:
+    if not deterministic:
+        return attention
+    if attention not in {"auto", "invariant"}:
+        raise UnsupportedError(
+            f"attention {attention!r} gives other bits in other company", hint="attention='invariant', or 'auto'"
+        )
+    return "invariant"
+
+
+def _cache_budget(asked: int | None, free: int, device: torch.device) -> int:
+    if asked is not None:
+        if asked > free:
+            raise DoesNotFitError(
+                f"a cache of {asked / 2**30:.2f} GiB is asked for, and {free / 2**30:.2f} GiB are free beside the "
+                "weights",
+                hint="lower kv_cache_bytes",
+            )
+        return asked
+    if device.type == "cpu":
+        return min(int(free * HOST_SHARE), HOST_BYTES)
+    return int(free * DEVICE_SHARE)
 
 
 def _device(name: str) -> torch.device:

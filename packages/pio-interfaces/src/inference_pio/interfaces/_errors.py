@@ -56,6 +56,10 @@ class DoesNotFitError(PioError):
     exit_code = 4
 
 
+class QueueFullError(PioError):
+    """As many requests wait as may: worth trying again later."""
+
+
 class MissingPluginError(PioError):
     """No installed distribution brings the architecture, backend or format that was asked for."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from inference_pio.interfaces._errors import PioError
-    from inference_pio.interfaces._sampling import SamplingParams
+    from inference_pio.interfaces._sampling import BeamSearchParams, SamplingParams
 
 
 class FinishReason(StrEnum):
@@ -61,7 +61,7 @@ class Request:
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
-    params: SamplingParams
+    params: SamplingParams | BeamSearchParams
     prompt: str | None = None
     priority: int = 0
     timeout_s: float | None = None
