@@ -68,30 +68,48 @@ def test_what_is_set_aside_is_stolen_from_its_end(make):
     assert manager.admit(first, 4, expected=64)
     assert manager.num_free() == 15
     assert manager.admit(second, 20, expected=20)
-    assert second.tables == ([9, 10, 11, 12, 13],)  # 8 pages stay with the first as long as others are to be had
-    assert manager.grow(first, 36)
-    assert first.tables == ([*range(9)],)
+    assert second.tables == ([8, 9, 10, 11, 12],)
+    assert manager.grow(first, 32)
+    assert first.tables == ([*range(8)],)
     manager.release(second)
     third = manager.open([3] * 64)
-    assert manager.admit(third, 28, expected=28)
+    assert manager.admit(third, 32, expected=32)
     assert manager.num_free() == 0
-    assert not manager.grow(first, 37)
+    assert not manager.grow(first, 33)
     manager.check()
 
 
-def test_cached_prefixes_outlive_what_is_far_ahead(make, compute):
-    """Pages set aside for the far future go before cached prefixes, those for the near future after them."""
+def test_cached_prefixes_outlive_what_is_set_aside_beyond_measure(make, compute):
+    """What is set aside goes before cached prefixes as long as it is more than an eighth of the pool, then after."""
     manager = make(full=20)
     manager.release(compute(manager, manager.open([1] * 9)))
-    first, second, third = manager.open([2] * 80), manager.open([3] * 28), manager.open([4] * 16)
+    first = manager.open([2] * 80)
     assert manager.admit(first, 4, expected=72)  # 1 page and 17 aside: all that is clean
-    assert manager.admit(second, 28, expected=0)
-    assert manager.stats.evictions == 0
-    assert manager.admit(third, 16, expected=0)
-    assert manager.stats.evictions == 2
-    assert manager.num_free() == 8
-    assert manager.grow(first, 36)
-    assert first.tables == ([*range(first.tables[0][0], first.tables[0][0] + 9)],)
+    evicted = []
+    for pages in (7, 4, 4, 2, 2):
+        assert manager.admit(manager.open([3] * 80, reuse=False), 4 * pages, expected=0)
+        manager.check()
+        evicted.append(manager.stats.evictions)
+    assert evicted == [0, 0, 0, 2, 2]
+    assert manager.num_free() == 0
+
+
+def test_evicted_pages_are_neighbours(make, compute):
+    """In a pool full of cached prefixes a new sequence still lies in one piece, where old pages lay together."""
+    manager = make(full=128)
+    old = [manager.open([number] * 40) for number in range(12)]
+    for end in range(8, 41, 4):  # in turns
+        for seq in old:
+            compute(manager, seq, end, expected=40)
+    for seq in old:
+        manager.release(seq)
+    assert len(manager._pools[0].cached) == 120
+    new = manager.open([99] * 41)
+    assert manager.admit(new, 8, expected=40)
+    for end in range(8, 41):
+        compute(manager, new, end)
+    assert new.tables[0] == list(range(new.tables[0][0], new.tables[0][0] + 10))
+    assert manager.stats.evictions <= 16
 
 
 def test_growth_in_one_group_alone_does_not_happen(make):

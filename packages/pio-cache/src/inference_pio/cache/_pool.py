@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
     from inference_pio.cache._stats import CacheStats
 
-# Pages set aside that a sequence will fill soon: cached prefixes are given up before these are taken away.
-NEAR = 8
+# One page in so many may be clean or set aside, so that sequences lie in one piece, at the expense of cached prefixes.
+AMPLE = 8
+# Places tried, beyond what is needed, to make a long run.
+TRIES = 4
 
 
 class Spare:
@@ -38,7 +40,8 @@ class PagePool:
         refs: Sequences that own each page.
         digests: What each page holds, for those that are published.
         index: Page of each published content.
-        cached: Published pages that nobody owns, least recently used first.
+        cached: Published pages that nobody owns, least recently used first, and when they were given up.
+        num_aside: Pages set aside.
     """
 
     def __init__(self, num_pages: int, stats: CacheStats) -> None:
@@ -47,10 +50,12 @@ class PagePool:
         self.refs = [0] * num_pages
         self.digests: list[bytes | None] = [None] * num_pages
         self.index: dict[bytes, int] = {}
-        self.cached: OrderedDict[int, None] = OrderedDict()
+        self.cached: OrderedDict[int, int] = OrderedDict()
+        self.num_aside = 0
         self.runs = FreeRuns(num_pages)
-        self._wide: OrderedDict[Spare, None] = OrderedDict()
-        self._narrow: OrderedDict[Spare, None] = OrderedDict()
+        self._spares: OrderedDict[Spare, None] = OrderedDict()
+        self._ample = num_pages // AMPLE
+        self._clock = 0
         self._stats = stats
 
     @property
@@ -70,6 +75,7 @@ class PagePool:
         if spare.stop - spare.start >= count:
             pages = list(range(spare.start, spare.start + count))
             spare.start += count
+            self.num_aside -= count
         else:
             pages = self._gather(count, max(count, wish), spare, last)
         for page in pages:
@@ -94,7 +100,7 @@ class PagePool:
         if self.digests[page] is None:
             self.runs.add(page, 1)
         else:
-            self.cached[page] = None
+            self._cache(page)
 
     def retract(self, page: int, spare: Spare) -> None:
         """Give up a page that holds nothing yet, into what is set aside for the sequence if it adjoins."""
@@ -122,25 +128,26 @@ class PagePool:
         if not self.runs.total:
             if not self.cached:
                 return None
-            self._evict()
+            self._evict(next(iter(self.cached)))
         page, _ = self.runs.take(1)
         self.publish(page, digest)
-        self.cached[page] = None
+        self._cache(page)
         return page
 
     def touch(self, page: int) -> None:
         """Make a cached page the last to be evicted."""
         if page in self.cached:
-            self.cached.move_to_end(page)
+            del self.cached[page]
+            self._cache(page)
 
     def clear(self) -> None:
         """Evict all that is cached."""
         while self.cached:
-            self._evict()
+            self._evict(next(iter(self.cached)))
 
     def spares(self) -> list[Spare]:
         """All that is set aside."""
-        return [spare for spare in (*self._wide, *self._narrow) if spare.start < spare.stop]
+        return [spare for spare in self._spares if spare.start < spare.stop]
 
     def check(self) -> None:
         """Verify that each page is in one place only, and that whatever is published can be found.
@@ -153,7 +160,9 @@ class PagePool:
         assert len(places) == self.num_owned, "owned pages are miscounted"
         places += self.cached
         places += [page for start, length in self.runs.runs().items() for page in range(start, start + length)]
-        places += [page for spare in self.spares() for page in range(spare.start, spare.stop)]
+        aside = [page for spare in self.spares() for page in range(spare.start, spare.stop)]
+        assert len(aside) == self.num_aside, "pages set aside are miscounted"
+        places += aside
         assert sorted(places) == list(range(self.num_pages)), "a page is in two places, or in none"
         published = {digest: page for page, digest in enumerate(self.digests) if digest is not None}
         assert published == self.index, "the index differs from what is published"
@@ -163,6 +172,7 @@ class PagePool:
     def _gather(self, count: int, wish: int, spare: Spare, last: int) -> list[int]:
         pages = list(range(spare.start, spare.stop))
         spare.start = spare.stop
+        self.num_aside -= len(pages)
         self._make_room(count - len(pages), wish - len(pages))
         while len(pages) < count:
             start = (pages[-1] if pages else last) + 1
@@ -176,38 +186,62 @@ class PagePool:
         return pages
 
     def _make_room(self, short: int, wish: int) -> None:
-        """Turn other free pages into clean ones until there are ``short``."""
-        runs = self.runs
-        while runs.total < short and self._wide:
-            self._steal(self._wide, NEAR)
-        # A few more than needed: one at a time, evicted pages would never be neighbours in ascending order.
-        target = max(short, min(wish, NEAR, self.num_pages // 64))
-        while runs.total < target and self.cached:
-            self._evict()
-        while runs.total < short:
-            self._steal(self._narrow, 0)
+        """Turn other free pages into clean ones until there are ``short``, and ``wish`` neighbours if that is cheap.
 
-    def _steal(self, spares: OrderedDict[Spare, None], keep: int) -> None:
-        """Take the far half of the spare that was not stolen from for longest, but leave ``keep`` pages."""
-        spare, _ = spares.popitem(last=False)
-        length = spare.stop - spare.start
-        left = min(length, max(keep, length // 2))
-        if left < length:
-            self.runs.add(spare.start + left, length - left)
+        First goes what is set aside beyond measure, then cached prefixes, then the rest of what is set aside.
+        """
+        runs = self.runs
+        while runs.total < short and self.num_aside > self._ample:
+            self._steal()
+        tries = 0
+        while self.cached:
+            lacking = short - runs.total
+            allowed = max(lacking, short + self._ample - runs.total - self.num_aside)
+            if allowed <= 0 or (lacking <= 0 and (tries == TRIES or runs.fits(wish))):
+                break
+            self._evict_around(next(iter(self.cached)), min(wish, allowed))
+            tries += 1
+        while runs.total < short:
+            self._steal()
+
+    def _steal(self) -> None:
+        """Take the far half of the spare that was not stolen from for longest."""
+        spare, _ = self._spares.popitem(last=False)
+        left = (spare.stop - spare.start) // 2
+        if spare.start + left < spare.stop:
+            self.runs.add(spare.start + left, spare.stop - spare.start - left)
         self._set_aside(spare, spare.start, spare.start + left)
 
     def _set_aside(self, spare: Spare, start: int, stop: int) -> None:
-        self._wide.pop(spare, None)
-        self._narrow.pop(spare, None)
+        self.num_aside += stop - start - (spare.stop - spare.start)
+        self._spares.pop(spare, None)
         spare.start = start
         spare.stop = stop
-        if stop - start > NEAR:
-            self._wide[spare] = None
-        elif stop > start:
-            self._narrow[spare] = None
+        if start < stop:
+            self._spares[spare] = None
 
-    def _evict(self) -> None:
-        page, _ = self.cached.popitem(last=False)
+    def _cache(self, page: int) -> None:
+        self._clock += 1
+        self.cached[page] = self._clock
+
+    def _evict_around(self, page: int, count: int) -> None:
+        """Evict ``page``, and up to ``count`` in all with its cached neighbours that are about as old.
+
+        Pages of one sequence lie side by side and were given up together. Strictly one by one in order of age, they
+        would be handed out again as single pages, and in the end no two pages of a sequence would be neighbours.
+        """
+        latest = self.cached[page] + self._ample
+        self._evict(page)
+        count -= 1
+        for step in (-1, 1):
+            near = page + step
+            while count > 0 and self.cached.get(near, latest + 1) <= latest:
+                self._evict(near)
+                count -= 1
+                near += step
+
+    def _evict(self, page: int) -> None:
+        del self.cached[page]
         digest = self.digests[page]
         assert digest is not None
         del self.index[digest]

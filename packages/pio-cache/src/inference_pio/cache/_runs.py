@@ -52,6 +52,10 @@ class FreeRuns:
         """Take up to ``wish`` pages from the run that starts at ``start``; returns how many, 0 if there is none."""
         return self._cut(start, wish) if start in self._lengths else 0
 
+    def fits(self, count: int) -> bool:
+        """Whether a run of ``count`` pages is at hand."""
+        return bool(self._filled >> (count - 1).bit_length() + 1)
+
     def runs(self) -> dict[int, int]:
         """Start and length of each run, a copy."""
         return dict(self._lengths)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from inference_pio.cache._pool import NEAR
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from inference_pio.cache._moves import MoveQueue
     from inference_pio.cache._pool import PagePool
     from inference_pio.cache._sequence import SequencePages
+
+# Pages that a sequence asks for at a time once it is longer than was expected.
+AHEAD = 8
 
 
 def first_visible(position: int, window: int) -> int:
@@ -90,7 +91,7 @@ class TokenGroup:
     def wish(self, seq: SequencePages) -> int:
         """Pages that would best lie side by side from the end of the table on."""
         length = len(seq.tables[self.number])
-        wish = seq.expected - length if length < seq.expected else NEAR
+        wish = seq.expected - length if length < seq.expected else AHEAD
         return wish if self.most is None else min(wish, 2 * self.most)
 
     def covered(self, seq: SequencePages) -> int:
