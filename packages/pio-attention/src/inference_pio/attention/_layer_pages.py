@@ -101,6 +101,11 @@ class LayerPages:
         keys = self._keys.gather(pages)
         return keys, keys[..., : self.value_dim] if self._values is None else self._values.gather(pages)
 
+    def gather_slots(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of the keys and values of these slots, each (len(slots), K, ...)."""
+        keys = self._keys.gather_slots(slots)
+        return keys, keys[..., : self.value_dim] if self._values is None else self._values.gather_slots(slots)
+
 
 def _consecutive_start(slots: Tensor) -> int | None:
     """First of the slots if they are consecutive; on CUDA, where asking would wait for the device, always None."""

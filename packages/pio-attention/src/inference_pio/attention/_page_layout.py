@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
     from inference_pio.interfaces import RaggedBatch
+
+T = TypeVar("T")
 
 
 class PageLayout:
@@ -24,6 +28,7 @@ class PageLayout:
         self._batch: RaggedBatch | None = None
         self._tables: list[list[int]] = []
         self._first_slots: dict[tuple[int, int], int | None] = {}
+        self._remembered: dict[Hashable, Any] = {}
 
     def tables(self, batch: RaggedBatch) -> list[list[int]]:
         """Per sequence its pages in order, as many as its tokens need.
@@ -37,6 +42,7 @@ class PageLayout:
             pairs = enumerate(zip(rows, batch.seq_lens, strict=True))
             self._tables = [self._table(index, row, length) for index, (row, length) in pairs]
             self._first_slots = {}
+            self._remembered = {}
             self._batch = batch
         return self._tables
 
@@ -67,6 +73,14 @@ class PageLayout:
             first = pages[0] if pages else key[1]
             self._first_slots[key] = (first - key[1]) * self.page_size if neighbours else None
         return self._first_slots[key]
+
+    def remember(self, batch: RaggedBatch, key: Hashable, make: Callable[[list[list[int]]], T]) -> T:
+        """What ``make`` made of :meth:`tables` when this was first asked for with ``batch`` and ``key``."""
+        tables = self.tables(batch)
+        if key not in self._remembered:
+            self._remembered[key] = make(tables)
+        found: T = self._remembered[key]
+        return found
 
     def _table(self, index: int, row: list[int], length: int) -> list[int]:
         count = -(-length // self.page_size)

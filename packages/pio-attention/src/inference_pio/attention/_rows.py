@@ -33,6 +33,9 @@ class Rows(Protocol):
     def gather(self, pages: Tensor) -> Tensor:
         """The rows of these pages, one after the other, (len(pages) * P, K, D): a copy."""
 
+    def gather_slots(self, slots: Tensor) -> Tensor:
+        """The rows of these slots, (len(slots), K, D): a copy."""
+
 
 class PlainRows:
     """Rows in the dtype of the cache.
@@ -57,6 +60,10 @@ class PlainRows:
     def gather(self, pages: Tensor) -> Tensor:
         """See :class:`Rows`."""
         return self.pages.index_select(0, pages).flatten(0, 1)
+
+    def gather_slots(self, slots: Tensor) -> Tensor:
+        """See :class:`Rows`."""
+        return self._rows.index_select(0, slots)
 
 
 class Int8Rows:
@@ -95,6 +102,10 @@ class Int8Rows:
     def gather(self, pages: Tensor) -> Tensor:
         """See :class:`Rows`; in float32."""
         return (self.pages.index_select(0, pages) * self._scale_pages.index_select(0, pages)).flatten(0, 1)
+
+    def gather_slots(self, slots: Tensor) -> Tensor:
+        """See :class:`Rows`; in float32."""
+        return self._rows.index_select(0, slots) * self._scales.index_select(0, slots)
 
 
 def _store(target: Tensor, rows: Tensor, slots: Tensor, start: int | None) -> None:

@@ -10,12 +10,15 @@ The forms, and when each wins (``benchmarks/bench_attention.py`` measures them):
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from torch.nn.functional import scaled_dot_product_attention
 
 from inference_pio.attention._packed import check_packed, check_queries, first_visible, no_output, pack, sequences
 from inference_pio.attention._reach import band, key_range, reach
+from inference_pio.attention._row_attention import attend_rows, find_plan
+from inference_pio.attention._row_plan import MAX_GROUP_ROWS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +26,6 @@ if TYPE_CHECKING:
     from inference_pio.attention._reach import Reach
     from inference_pio.interfaces import AttentionSpec, LayerKVCache, RaggedBatch
 
-# Up to this many rows per KV head, group rows beat one row block per head.
-_MAX_GROUP_ROWS = 32
 # From this many queries on, the kernel reads each key often enough to repay bringing each head's rows together.
 _PACK_FROM = 256
 # Bounds the mask at 256 x S and leaves out keys that no query of the block sees.
@@ -54,12 +55,27 @@ class SDPAAttention:
     def attend_cached(self, q: Tensor, cache: LayerKVCache, batch: RaggedBatch, spec: AttentionSpec) -> Tensor:
         """Attention over the cache; see ``AttentionBackend.attend_cached``. Reads no key before the window."""
         check_queries(q, spec, batch.query_lens)
-        outputs = []
+        plan = find_plan(q, cache, batch, spec)
         queries = (q,) if len(batch.query_lens) == 1 else q.split_with_sizes(batch.query_lens)
-        for index, query in enumerate(queries):
-            keys, values = cache.read(batch, index, first_visible(batch, index, spec))
-            outputs.append(_attend(query, keys.to(q.dtype), values.to(q.dtype), spec))
-        return pack(outputs, q, spec)
+        singly = range(len(queries)) if plan is None else plan.others
+        outputs = [_attend_one(queries[index], cache, batch, index, spec) for index in singly]
+        if plan is None or not plan.pieces:
+            return pack(outputs, q, spec)
+        decoded = attend_rows(q, cache, plan, spec)
+        if not outputs:
+            return decoded
+        out = no_output(q, spec)
+        out.index_copy_(0, plan.rows, decoded)
+        starts = list(accumulate(batch.query_lens, initial=0))
+        for index, output in zip(singly, outputs, strict=True):
+            out[starts[index] : starts[index + 1]] = output
+        return out
+
+
+def _attend_one(q: Tensor, cache: LayerKVCache, batch: RaggedBatch, index: int, spec: AttentionSpec) -> Tensor:
+    """Sequence ``index`` of the step with its own queries (T, H, D)."""
+    keys, values = cache.read(batch, index, first_visible(batch, index, spec))
+    return _attend(q, keys.to(q.dtype), values.to(q.dtype), spec)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
@@ -69,7 +85,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
         return no_output(q, spec)
     limits = reach(spec)
     windowed = 0 <= limits.back < max(num_queries, num_keys) - 1
-    few = num_queries * (spec.num_heads // spec.num_kv_heads) <= _MAX_GROUP_ROWS
+    few = num_queries * (spec.num_heads // spec.num_kv_heads) <= MAX_GROUP_ROWS
     if num_queries == 1 and windowed:
         k, v = k[-limits.back - 1 :], v[-limits.back - 1 :]
     if num_queries == 1 or not (spec.causal or windowed):
