@@ -1,5 +1,6 @@
 """Model registry and factory, the engine, and the offline ``LLM`` API. Importing it imports no torch."""
 
+from inference_pio.core._async_engine import AsyncEngine, AsyncTokenStream
 from inference_pio.core._checkpoint import Checkpoint, open_checkpoint
 from inference_pio.core._engine import Engine
 from inference_pio.core._inspect import EncodingUse, ModelReport, inspect_model
@@ -11,6 +12,8 @@ from inference_pio.interfaces import CompletionOutput, Logprob, RequestOutput, S
 
 __all__ = [
     "LLM",
+    "AsyncEngine",
+    "AsyncTokenStream",
     "Checkpoint",
     "CompletionOutput",
     "EncodingUse",

@@ -21,16 +21,19 @@ class Drafting:
     Args:
         proposer: Makes the drafts.
         control: Decides how many, from what steps cost and how often drafts were right.
+        max_step_tokens: Tokens that one step reads at most.
     """
 
-    def __init__(self, proposer: Proposer, control: SpeculationControl) -> None:
+    def __init__(self, proposer: Proposer, control: SpeculationControl, *, max_step_tokens: int) -> None:
         self.proposer = proposer
         self.control = control
+        self._max_step_tokens = max_step_tokens
 
     def propose(self, running: Many[Sequence]) -> None:
         """Set ``drafts`` of the sequences in ``running`` that are about to decode."""
         decoding = [one for one in running if one.remaining == 1 and one.sampler is not None]
-        others = sum(one.remaining for one in running) - len(decoding)
+        # What prompts will read beside them, as far as a step goes.
+        others = max(0, min(sum(one.remaining for one in running), self._max_step_tokens) - len(decoding))
         lengths = self.control.draft_lengths([id(one) for one in decoding], other_rows=others)
         requests, targets = [], []
         for sequence, length in zip(decoding, lengths, strict=True):
@@ -71,4 +74,5 @@ def _request(sequence: Sequence, count: int) -> DraftRequest:
         num_draft=count,
         uniforms=None if params.greedy else [sampler.uniform(ahead) for ahead in range(count)],
         params=params,
+        cache_salt=sequence.state.request.cache_salt,
     )

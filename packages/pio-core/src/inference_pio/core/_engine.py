@@ -108,6 +108,12 @@ class Engine:
         """Whether any request is unfinished, or any event undelivered."""
         return self.scheduler.has_work or bool(self._events)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another request may wait."""
+        bound = self.scheduler.max_waiting
+        return bound is None or len(self.scheduler.waiting) < bound
+
     def add(self, request: Request) -> None:
         """Check and queue ``request``.
 
@@ -168,6 +174,13 @@ class Engine:
             self._events = [event for event in self._events if event.request_id != request_id]
         return output
 
+    def fail(self, error: PioError) -> list[TokenEvent]:
+        """End every unfinished request with ``error``; the events of their ends, and those not delivered yet."""
+        for state in self._requests.values():
+            if not state.finished:
+                self._events += self._collector.end(state, FinishReason.ERROR, error)
+        return self._take_events()
+
     def close(self) -> None:
         """End the threads that compute masks. Harmless when called twice."""
         self._chooser.close()
@@ -217,7 +230,9 @@ class Engine:
     def _without_work(self) -> list[TokenEvent]:
         if self.scheduler.has_work:
             waiting, running = len(self.scheduler.waiting), len(self.scheduler.running)
-            raise EngineError(f"{waiting} sequences wait and {running} run, but none of them can go on")
+            error = EngineError(f"{waiting} sequences wait and {running} run, but none of them can go on")
+            self._events = self.fail(error)
+            raise error
         if not self._events:
             msg = "step() was called without work"
             raise ValueError(msg)

@@ -206,7 +206,8 @@ class LLM:
                     max_length=length,
                     max_step_tokens=max_num_batched_tokens,
                 )
-            drafting = Drafting(proposer, SpeculationControl(num_speculative_tokens))
+            control = SpeculationControl(num_speculative_tokens)
+            drafting = Drafting(proposer, control, max_step_tokens=max_num_batched_tokens)
         self._engine = Engine(
             self._executor,
             self.tokenizer,
