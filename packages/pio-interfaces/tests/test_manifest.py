@@ -19,6 +19,8 @@ api = "0.1"
 architectures = ["LlamaForCausalLM", "OtherForCausalLM"]
 capabilities = ["generate", "paged-kv"]
 grants = ["gpu"]
+tool_call_parser = "llama3-json"
+reasoning_parser = "think"
 
 [gguf]
 llama = "LlamaForCausalLM"
@@ -53,6 +55,8 @@ def test_a_full_manifest_is_read(manifest):
         gguf=(("llama", "LlamaForCausalLM"),),
         capabilities=frozenset({"generate", "paged-kv"}),
         grants=frozenset({"gpu"}),
+        tool_call_parser="llama3-json",
+        reasoning_parser="think",
         models=(
             RegisteredModel(
                 name="smollm2-135m-instruct",
@@ -69,9 +73,12 @@ def test_the_least_manifest_is_read(manifest):
     """What is left out is empty."""
     found = read_manifest(manifest(LEAST))
     assert (found.gguf, found.capabilities, found.grants, found.models) == ((), frozenset(), frozenset(), ())
+    assert (found.tool_call_parser, found.reasoning_parser) == (None, None)
 
 
 BAD = [
+    ('"llama3-json"', "3", "tool_call_parser: must be a non-empty string, got 3"),
+    ('"think"', '""', "reasoning_parser: must be a non-empty string, got ''"),
     ("schema = 1", "schema = 2", "schema: must be 1, got 2"),
     ("schema = 1", "schema = true", "schema: must be 1, got True"),
     ("schema = 1\n", "", "schema: must be 1, got None"),

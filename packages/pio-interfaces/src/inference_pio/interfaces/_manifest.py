@@ -55,6 +55,8 @@ class PluginManifest:
         capabilities: What the conformance kit has passed for it; the engine refuses anything else.
         grants: What it asks of the machine beyond computing.
         models: Models registered by name.
+        tool_call_parser: Name of the parser of its tool calls; None if it makes none.
+        reasoning_parser: Name of the parser of its reasoning; None if it shows none.
     """
 
     name: str
@@ -65,6 +67,8 @@ class PluginManifest:
     capabilities: frozenset[str] = frozenset()
     grants: frozenset[str] = frozenset()
     models: tuple[RegisteredModel, ...] = ()
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
 
 
 def read_manifest(path: Path) -> PluginManifest:
@@ -75,7 +79,7 @@ def read_manifest(path: Path) -> PluginManifest:
         PathEscapeError: A registered model's file lies outside of its distribution.
     """
     data = _read_toml(path)
-    known = {"schema", "name", "distribution", "api", "architectures", "gguf", "capabilities", "grants", "models"}
+    known = {"schema", *PluginManifest.__dataclass_fields__}
     if unknown := sorted(data.keys() - known):
         raise MalformedFileError(path, unknown[0], f"unknown key; known keys are {', '.join(sorted(known))}")
     if data.get("schema") != 1 or isinstance(data["schema"], bool):
@@ -100,6 +104,8 @@ def read_manifest(path: Path) -> PluginManifest:
         capabilities=_subset(path, data, "capabilities", CAPABILITIES),
         grants=_subset(path, data, "grants", GRANTS),
         models=tuple(_model(path, entry) for entry in _tables(path, data, "models")),
+        tool_call_parser=_optional_string(path, data, "tool_call_parser"),
+        reasoning_parser=_optional_string(path, data, "reasoning_parser"),
     )
 
 
@@ -132,6 +138,10 @@ def _string(path: Path, data: dict[str, object], key: str) -> str:
     if not isinstance(value, str) or not value:
         raise MalformedFileError(path, key, f"must be a non-empty string, got {value!r}")
     return value
+
+
+def _optional_string(path: Path, data: dict[str, object], key: str) -> str | None:
+    return _string(path, data, key) if key in data else None
 
 
 def _strings(path: Path, data: dict[str, object], key: str) -> tuple[str, ...]:
