@@ -31,15 +31,18 @@ MAX_GROUP_ROWS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """When a piece is worth a call of its own, in bytes of keys and values.
+    """When a piece is worth a call of its own (``benchmarks/bench_paged_cpu.py --sizes`` measures them).
 
     Attributes:
-        view: From this size on, neighbouring pages are read in place: a call costs about what copying this much does.
-        block: Copies are made in blocks of at most this size, which stay in a processor's cache.
+        view: From this many tokens on, neighbouring pages are read in place: a call costs about what copying this much
+            does. Also what a shared prefix must spare.
+        block: Copies are made in blocks of at most this many bytes, which stay in a processor's cache. Reading from
+            there repays most of the copying: in memory the heads of a token lie together, in an order that attention
+            reads in strides.
     """
 
-    view: int = 96 << 10
-    block: int = 1 << 20
+    view: int = 128
+    block: int = 2 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,14 +112,14 @@ def plan_rows(
         token_bytes: Size of a token's key and value.
         dtype: Of the queries.
         in_place: Whether keys can be read where they lie; otherwise all are copied.
-        limits: Sizes in bytes.
+        limits: Sizes of pieces.
     """
     with torch.inference_mode(mode=False):  # a plan may outlive the mode that it is made in
         planner = _Planner(
             tables=tables,
             page_size=page_size,
-            view=max(1, limits.view // token_bytes) if in_place else None,
-            shared=max(1, limits.view // token_bytes),
+            view=limits.view if in_place else None,
+            shared=limits.view,
             block=max(1, limits.block // (token_bytes * page_size)),
             dtype=dtype,
         )
