@@ -380,7 +380,7 @@ def test_calls_out_of_order_are_refused(make, compute):
 def test_check_finds_a_lost_page(make, compute):
     """Invariants are verified in earnest: a count that is off by one is found."""
     manager = make(full=4)
-    seq = compute(manager, manager.open([1, 2]))
+    seq = compute(manager, manager.open([1, 2, 3, 4]))
     manager._pools[0].refs[seq.tables[0][0]] += 1
     with pytest.raises(AssertionError, match="reference counts differ from the tables"):
         manager.check()

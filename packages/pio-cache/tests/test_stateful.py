@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from inference_pio.cache import CacheManager
 from inference_pio.interfaces import CacheGroup
@@ -62,131 +61,141 @@ class Storage:
                     assert self.pages[group][table[0]] == tuple(seq.tokens[: seq.num_computed])
                 continue
             start = 0 if window is None else max(0, seq.num_computed - window + 1)
+            assert -1 not in table[start // PAGE :]
             seen = [self.pages[group][table[at // PAGE]][at % PAGE] for at in range(start, seq.num_computed)]
             assert seen == seq.tokens[start : seq.num_computed]
+
+
+CHOICE = st.integers(0, 5)
 
 
 class Interleavings(RuleBasedStateMachine):
     """Sequences that come, grow, fork, move and go in any order over small pools."""
 
-    waiting = Bundle("waiting")
-    running = Bundle("running")
-    swapped = Bundle("swapped")
+    def __init__(self):
+        super().__init__()
+        self.waiting, self.live = [], []
+
+    def pick(self, choice, *, swapped=False):
+        """One of the sequences that run, or that lie in host memory."""
+        seqs = [seq for seq in self.live if seq.swapped == swapped]
+        return seqs[choice % len(seqs)]
+
+    def runs(self):
+        return any(seq.admitted for seq in self.live)
 
     @initialize(
-        kind=st.sampled_from(sorted(KINDS)), pages=st.integers(4, 24), host=st.sampled_from([0, 3, 12]), data=st.data()
+        kind=st.sampled_from(sorted(KINDS)),
+        pages=st.integers(4, 24),
+        states=st.integers(2, 8),
+        host=st.sampled_from([0, 3, 12]),
+        caching=st.integers(0, 4),
     )
-    def start(self, kind, pages, host, data):
+    def start(self, kind, pages, states, host, caching):
         groups = tuple(
-            CacheGroup(kind=kind, window=window, num_pages=data.draw(st.integers(2, 8)) if kind == "state" else pages,
-                       num_host_pages=host)
+            CacheGroup(kind=kind, window=window, num_pages=states if kind == "state" else pages, num_host_pages=host)
             for kind, window in KINDS[kind]
-        )  # fmt: skip
-        self.manager = CacheManager(
-            groups, page_size=PAGE, prefix_caching=data.draw(st.integers(0, 4)) > 0, checkpoint_interval=INTERVAL
         )
+        self.manager = CacheManager(groups, page_size=PAGE, prefix_caching=caching > 0, checkpoint_interval=INTERVAL)
         self.storage = Storage(groups)
-        self.live = []
 
-    # Few different tokens and lengths, so that many prefixes are equal.
-    @rule(target=waiting, flips=st.lists(st.integers(0, 30), max_size=1), length=st.integers(1, 30),
-          salt=st.sampled_from(["", "", "a"]), reuse=st.integers(0, 5))  # fmt: skip
-    def arrive(self, flips, length, salt, reuse):
-        return self.manager.open([int(at in flips) for at in range(length)], salt=salt, reuse=reuse > 0)
+    # Few different tokens, so that many prefixes are equal.
+    @precondition(lambda self: len(self.waiting) < 4)
+    @rule(flip=st.integers(0, 40), length=st.integers(1, 30), salt=st.sampled_from(["", "", "a"]), reuse=CHOICE)
+    def arrive(self, flip, length, salt, reuse):
+        tokens = [int(at == flip) for at in range(length)]
+        self.waiting.append(self.manager.open(tokens, salt=salt, reuse=reuse > 0))
 
-    @rule(seq=waiting)
-    def look(self, seq):
-        before = (vars_of(self.manager), len(seq.tokens))
+    @precondition(lambda self: self.waiting)
+    @rule(choice=CHOICE, more=st.integers(0, 20), part=st.integers(0, 12))
+    def admit(self, choice, more, part):
+        seq = self.waiting[choice % len(self.waiting)]
+        before = vars_of(self.manager)
         match = self.manager.lookup(seq)
         assert match == self.manager.lookup(seq)
         assert 0 <= match.cached <= match.promised < len(seq.tokens)
         assert match.cached % PAGE == match.promised % PAGE == 0
-        assert before == (vars_of(self.manager), len(seq.tokens))
-
-    @rule(target=running, seq=waiting, more=st.integers(0, 20), part=st.integers(0, 30))
-    def admit(self, seq, more, part):
-        if seq.admitted or seq.swapped:
-            return multiple()
-        cached = self.manager.lookup(seq).cached
         num_tokens = max(1, len(seq.tokens) - part)
-        missing, before = self.manager.missing(seq, num_tokens), vars_of(self.manager)
+        missing = self.manager.missing(seq, num_tokens)
+        assert before == vars_of(self.manager)
         admitted = self.manager.admit(seq, num_tokens, expected=len(seq.tokens) + more)
         assert admitted == (missing == 0)
         if not admitted:
             assert before == vars_of(self.manager)
-            return multiple()
-        assert seq.num_cached == seq.num_computed == cached
+            return
+        assert seq.num_cached == seq.num_computed == match.cached
+        self.waiting.remove(seq)
         self.live.append(seq)
-        return seq
 
-    @rule(seq=running, count=st.integers(1, 12), drafts=st.integers(0, 6), pause=st.booleans())
-    def step(self, seq, count, drafts, pause):
-        if not seq.admitted or len(seq.tokens) >= MAX_LEN:
-            return
-        end = self.manager.chunk_end(seq, min(len(seq.tokens), seq.num_computed + count))
-        before = vars_of(self.manager)
-        if not self.manager.grow(seq, end + drafts):
-            assert before == vars_of(self.manager)
-            return
-        self.storage.execute(self.manager.take_moves())
-        self.storage.step(seq, end)
-        if end == len(seq.tokens):
-            seq.tokens.append(end % 2)
-        self.manager.commit(seq, end)
-        if not pause:
-            self.manager.truncate(seq, end)
+    @precondition(runs)
+    @rule(counts=st.lists(st.integers(0, 12), min_size=1, max_size=6), drafts=st.integers(0, 6), cut=st.booleans())
+    def step(self, counts, drafts, cut):
+        """Grow several, carry out the moves, then compute: as an engine does."""
+        batch = []
+        for seq, count in zip([seq for seq in self.live if seq.admitted], counts, strict=False):
+            end = self.manager.chunk_end(seq, min(len(seq.tokens), seq.num_computed + count))
+            before = vars_of(self.manager)
+            if self.manager.grow(seq, end + drafts):
+                batch.append((seq, end))
+            else:
+                assert before == vars_of(self.manager)
+        self.everyone_reads_its_own_past()
+        for seq, end in batch:
+            self.storage.step(seq, end)
+            if end == len(seq.tokens) < MAX_LEN:
+                seq.tokens.append(end % 2)
+            self.manager.commit(seq, end)
+            if cut:
+                self.manager.truncate(seq, end)
 
-    @rule(target=running, seq=running, token=st.integers(0, 1))
-    def fork(self, seq, token):
-        if not seq.admitted:
-            return multiple()
+    @precondition(lambda self: self.runs() and len(self.live) < 8)
+    @rule(choice=CHOICE, token=st.integers(2, 4))
+    def fork(self, choice, token):
+        seq = self.pick(choice)
         before = vars_of(self.manager)
         twin = self.manager.fork(seq, [*seq.tokens[: seq.num_computed], token])
         if twin is None:
             assert before == vars_of(self.manager)
-            return multiple()
-        assert twin.admitted
-        self.live.append(twin)
-        return twin
+        else:
+            assert twin.admitted
+            self.live.append(twin)
 
-    @rule(seq=consumes(running))
-    def finish(self, seq):
-        self.manager.release(seq)
-        self.manager.release(seq)
-        assert not seq.admitted
-        assert not any(seq.tables)
+    @precondition(runs)
+    @rule(choice=CHOICE, again=st.booleans())
+    def finish_or_preempt(self, choice, again):
+        seq = self.pick(choice)
+        self.live.remove(seq)
+        self.release(seq)
+        if again:
+            self.waiting.append(seq)
 
-    @rule(target=waiting, seq=consumes(running))
-    def preempt(self, seq):
-        self.manager.release(seq)
-        return seq
+    @precondition(lambda self: any(seq.swapped for seq in self.live))
+    @rule(choice=CHOICE)
+    def cancel_swapped(self, choice):
+        seq = self.pick(choice, swapped=True)
+        self.live.remove(seq)
+        self.release(seq)
 
-    @rule(target=swapped, seq=running)
-    def swap_out(self, seq):
-        if not seq.admitted:
-            return multiple()
+    @precondition(runs)
+    @rule(choice=CHOICE)
+    def swap_out(self, choice):
         before = vars_of(self.manager)
-        if not self.manager.swap_out(seq):
-            assert before == vars_of(self.manager)
-            return multiple()
-        assert seq.swapped
-        return seq
-
-    @rule(seq=swapped)
-    def swap_in(self, seq):
-        if not seq.swapped:
-            return
-        before = vars_of(self.manager)
-        if not self.manager.swap_in(seq):
+        if not self.manager.swap_out(self.pick(choice)):
             assert before == vars_of(self.manager)
 
-    @rule()
-    def forget(self):
-        self.manager.clear()
+    @precondition(lambda self: any(seq.swapped for seq in self.live))
+    @rule(choice=CHOICE)
+    def swap_in(self, choice):
+        before = vars_of(self.manager)
+        if not self.manager.swap_in(self.pick(choice, swapped=True)):
+            assert before == vars_of(self.manager)
 
-    @rule()
-    def run_moves(self):
-        self.storage.execute(self.manager.take_moves())
+    @precondition(runs)
+    @rule(forget=st.integers(0, 3))
+    def run_moves(self, forget):
+        if not forget:
+            self.manager.clear()
+        self.everyone_reads_its_own_past()
 
     @invariant()
     def is_consistent(self):
@@ -194,7 +203,12 @@ class Interleavings(RuleBasedStateMachine):
             self.manager.check()
             assert 0 <= self.manager.usage <= 1
 
-    @rule()
+    def release(self, seq):
+        for _ in range(2):
+            self.manager.release(seq)
+            assert not seq.admitted
+            assert not any(seq.tables)
+
     def everyone_reads_its_own_past(self):
         self.storage.execute(self.manager.take_moves())
         for seq in self.live:
@@ -224,7 +238,7 @@ def vars_of(manager):
     )
 
 
-TestInterleavings = pytest.mark.filterwarnings("default")(Interleavings.TestCase)
+TestInterleavings = Interleavings.TestCase
 TestInterleavings.settings = settings(
     max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )

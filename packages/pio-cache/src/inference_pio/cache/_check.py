@@ -44,7 +44,9 @@ def _check_table(seq: SequencePages, table: list[int], group: CacheGroup, pool: 
     assert len(table) * page_size >= seq.num_computed, "computed tokens have no page"
     gone = 0 if group.window is None else first_visible(seq.num_computed, group.window) // page_size
     assert [page < 0 for page in table] == [page < gone for page in range(len(table))], "a window keeps the wrong pages"
-    for page in range(-(-seq.num_computed // page_size), len(table)):
+    # A partly filled page may be shared until somebody asks to write it.
+    start = seq.num_computed // page_size if seq.writable > seq.num_computed else -(-seq.num_computed // page_size)
+    for page in range(start, len(table)):
         assert pool.refs[table[page]] == 1, "a page that will be written is shared"
         assert pool.digests[table[page]] is None, "a page that will be written is published"
     whole = seq.num_computed // page_size
