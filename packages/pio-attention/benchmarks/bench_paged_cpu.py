@@ -189,7 +189,13 @@ def sweep(seconds: float) -> None:
                 runs: Contenders = {}
                 for view in (16, 64, 128, 256, 1 << 40):
                     for block in (512, 2048, 8192):
-                        with mock.patch.object(_row_attention, "_LIMITS", Limits(view=view, block=block << 10)):
+                        with mock.patch.object(
+                            _row_attention,
+                            "_LIMITS",
+                            Limits(view=min(view, 128), view_half=view, block=block << 10)
+                            if dtype.itemsize == 2
+                            else Limits(view=view, block=block << 10),
+                        ):
                             made = contenders(case, spec, dtype)[0]
                             made["planned"]()  # the plan is made and kept while these sizes hold
                         runs[f"{view if view < 1 << 40 else 'never'}/{block}"] = made["planned"]

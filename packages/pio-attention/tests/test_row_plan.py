@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_pio.attention import (
+    ContiguousKVCache,
     PagedKVCache,
     ReferenceAttention,
     SDPAAttention,
@@ -17,9 +18,9 @@ from inference_pio.attention import (
 from inference_pio.attention._row_plan import Limits
 from inference_pio.interfaces import AttentionSpec, LatentSpec
 
-SMALL = Limits(view=1, block=1)  # everything neighbouring in place, one page per copy
-COPIES = Limits(view=1 << 40, block=1 << 40)  # everything copied, all together
-MIDDLE = Limits(view=16, block=1 << 13)
+SMALL = Limits(view=1, view_half=1, block=1)  # everything neighbouring in place, one page per copy
+COPIES = Limits(view=1 << 40, view_half=1 << 40, block=1 << 40)  # everything copied, all together
+MIDDLE = Limits(view=16, view_half=16, block=1 << 13)
 DEFAULT = Limits()
 
 
@@ -237,6 +238,30 @@ class TestPieces:
         self.run([1], [16000], [torch.randperm(2048, generator=torch.Generator().manual_seed(0)).tolist()[:1000]])
         pieces = _row_attention._LIMITS.block // (16 * 2 * 3 * 64 * 4)
         assert len(count_calls()) == -(-1000 // pieces)
+
+    @pytest.mark.parametrize("page_size", [4096, 3000, 1999])
+    @pytest.mark.parametrize("length", [40, 127, 400])
+    def test_a_large_page_is_not_copied_whole(self, page_size, length, monkeypatch):
+        """In a contiguous cache, what is copied of a page is what the sequence has stored, to the next part of it."""
+        cache = ContiguousKVCache([self.SPEC], num_sequences=3, max_length=page_size, dtype=torch.float32).layer(0)
+        sizes = []
+        real = cache.gather_pages
+
+        def gather_pages(pages, size):
+            sizes.append(len(pages) * size)
+            return real(pages, size)
+
+        monkeypatch.setattr(cache, "gather_pages", gather_pages)
+        batch = make_batch([1, 1], [length, 30], [[2], [1]], page_size=page_size)
+        generator = torch.Generator().manual_seed(0)
+        for index, count in ((2, length), (1, 30)):
+            k = torch.randn(count, 3, 64, generator=generator)
+            cache.write(k, k, torch.arange(count) + index * page_size)
+        q = torch.randn(2, 9, 64, generator=generator)
+        out = SDPAAttention().attend_cached(q, cache, batch, self.SPEC)
+        expected = ReferenceAttention().attend_cached(q, cache, batch, self.SPEC)
+        torch.testing.assert_close(out, expected, atol=3e-6, rtol=3e-6)
+        assert sum(sizes) <= 2 * (length + 64)
 
     def test_another_dtype_is_copied_in_blocks(self, count_calls):
         """Keys that must be converted are never read in place."""

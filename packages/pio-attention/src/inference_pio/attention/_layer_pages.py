@@ -96,10 +96,14 @@ class LayerPages:
         keys = self._keys.read(begin, end)
         return keys, keys[..., : self.value_dim] if self._values is None else self._values.read(begin, end)
 
-    def gather_pages(self, pages: Tensor) -> tuple[Tensor, Tensor]:
-        """Copies of the keys and values of these pages, one after the other, each (len(pages) * P, K, ...)."""
-        keys = self._keys.gather(pages)
-        return keys, keys[..., : self.value_dim] if self._values is None else self._values.gather(pages)
+    def gather_pages(self, pages: Tensor, size: int | None = None) -> tuple[Tensor, Tensor]:
+        """Copies of the keys and values of these pages, one after the other, each (len(pages) * size, K, ...).
+
+        ``size`` is ``P``, or a divisor of it that numbers smaller pages alike.
+        """
+        size = self.page_size if size is None else size
+        keys = self._keys.gather(pages, size)
+        return keys, keys[..., : self.value_dim] if self._values is None else self._values.gather(pages, size)
 
     def gather_slots(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Copies of the keys and values of these slots, each (len(slots), K, ...)."""

@@ -110,7 +110,7 @@ def _copied(cache: LayerPages, piece: Piece, dtype: torch.dtype) -> tuple[Tensor
         keys, values = cache.gather_slots(piece.single_slots)
     else:
         assert piece.pages is not None
-        keys, values = cache.gather_pages(piece.pages)
+        keys, values = cache.gather_pages(piece.pages, piece.page_size)
     if piece.unused is not None:
         # A mask does not hide a NaN: nothing times NaN is NaN. What nobody wrote, or another wrote, must not be there.
         keys.index_fill_(0, piece.unused, 0.0)

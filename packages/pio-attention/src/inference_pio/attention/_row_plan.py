@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
+from math import gcd
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 MAX_GROUP_ROWS = 32
 """Up to this many rows per KV head, (token, head of the group) pairs as rows beat one row block per head."""
 
+_MAX_PAGE = 64
+"""Larger pages are copied in parts of at most this many tokens."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -36,12 +40,14 @@ class Limits:
     Attributes:
         view: From this many tokens on, neighbouring pages are read in place: a call costs about what copying this much
             does. Also what a shared prefix must spare.
+        view_half: The same for a single row in 16 bits, where reading in strides costs more than copying.
         block: Copies are made in blocks of at most this many bytes, which stay in a processor's cache. Reading from
             there repays most of the copying: in memory the heads of a token lie together, in an order that attention
             reads in strides.
     """
 
     view: int = 128
+    view_half: int = 4096
     block: int = 2 << 20
 
 
@@ -54,7 +60,8 @@ class Piece:
         first_row: The token where there is one only, else None.
         sets: Sets of keys of equal size ``S``.
         slots: Where the one set lies, ``begin .. end - 1``, to be read in place; else None.
-        pages: Pages to copy, int64 (sets * S / P,); else None.
+        pages: Pages to copy, int64 (sets * S / page_size,); else None.
+        page_size: Of these pages: that of the cache, or a divisor of it where a page holds many tokens.
         single_slots: Slots to copy, int64 (sets * S,); else None.
         unused: Slots of the copy that hold no visible key, int64; None if all do.
         mask: What is added to the scores, (sets or 1, 1, R * G or 1, S); None for nothing.
@@ -65,6 +72,7 @@ class Piece:
     sets: int
     slots: tuple[int, int] | None = None
     pages: Tensor | None = None
+    page_size: int = 0
     single_slots: Tensor | None = None
     unused: Tensor | None = None
     mask: Tensor | None = None
@@ -115,12 +123,19 @@ def plan_rows(
         limits: Sizes of pieces.
     """
     with torch.inference_mode(mode=False):  # a plan may outlive the mode that it is made in
+        size = page_size
+        if page_size > _MAX_PAGE:  # a page may hold a whole sequence, of which only what is there is to be copied
+            size = gcd(page_size, _MAX_PAGE)
+            tables = [
+                _divide(row, page_size // size, -(-n // size)) for row, n in zip(tables, batch.seq_lens, strict=True)
+            ]
         planner = _Planner(
             tables=tables,
-            page_size=page_size,
+            page_size=size,
             view=limits.view if in_place else None,
+            view_alone=limits.view if dtype.itemsize > 2 else limits.view_half,
             shared=limits.view,
-            block=max(1, limits.block // (token_bytes * page_size)),
+            block=max(1, limits.block // (token_bytes * size)),
             dtype=dtype,
         )
         return _plan(batch, spec, planner)
@@ -177,6 +192,7 @@ class _Planner:
         tables: list[list[int]],
         page_size: int,
         view: int | None,
+        view_alone: int,
         shared: int,
         block: int,
         dtype: torch.dtype,
@@ -184,6 +200,7 @@ class _Planner:
         self._tables = tables
         self._page_size = page_size
         self._view = view
+        self._view_alone = view_alone
         self._shared = shared
         self._block = block
         self._dtype = dtype
@@ -273,9 +290,10 @@ class _Planner:
         """Plan positions ``begin .. end - 1`` of ``pages``, counted from the first of them, for ``rows``."""
         size, kept = self._page_size, 0
         if self._view is not None:
+            least = self._view_alone if len(rows) == 1 else self._view
             for first, last in _stretches(pages):
                 low, high = max(begin, first * size), min(end, last * size)
-                if high - low >= self._view:
+                if high - low >= least:
                     self._leave(rows, pages[kept:first], begin - kept * size, end - kept * size)
                     origin = (pages[first] - first) * size
                     self._add(list(rows), sets=1, slots=(origin + low, origin + high))
@@ -324,11 +342,18 @@ class _Planner:
                 sets=sets,
                 slots=slots,
                 pages=pages,
+                page_size=self._page_size,
                 single_slots=single_slots,
                 unused=unused,
                 mask=mask,
             )
         )
+
+
+def _divide(pages: list[int], parts: int, count: int) -> list[int]:
+    """The first ``count`` of the parts of these pages; one that was given back gives parts that were."""
+    divided = [page * parts + part if page >= 0 else -1 for page in pages for part in range(parts)]
+    return divided[:count]
 
 
 def _stretches(pages: list[int]) -> list[tuple[int, int]]:

@@ -30,8 +30,11 @@ class Rows(Protocol):
     def read(self, begin: int, end: int) -> Tensor:
         """The rows of slots ``begin .. end - 1``, (end - begin, K, D)."""
 
-    def gather(self, pages: Tensor) -> Tensor:
-        """The rows of these pages, one after the other, (len(pages) * P, K, D): a copy."""
+    def gather(self, pages: Tensor, size: int) -> Tensor:
+        """The rows of these pages of ``size`` slots, one after the other, (len(pages) * size, K, D): a copy.
+
+        ``size`` is ``P`` or divides it; smaller pages are numbered alike, from 0 in order of their slots.
+        """
 
     def gather_slots(self, slots: Tensor) -> Tensor:
         """The rows of these slots, (len(slots), K, D): a copy."""
@@ -57,9 +60,9 @@ class PlainRows:
         """See :class:`Rows`; a view."""
         return self._rows[begin:end]
 
-    def gather(self, pages: Tensor) -> Tensor:
+    def gather(self, pages: Tensor, size: int) -> Tensor:
         """See :class:`Rows`."""
-        return self.pages.index_select(0, pages).flatten(0, 1)
+        return _take(self._rows, pages, size)
 
     def gather_slots(self, slots: Tensor) -> Tensor:
         """See :class:`Rows`."""
@@ -81,7 +84,6 @@ class Int8Rows:
     def __init__(self, pages: Tensor, scales: Tensor) -> None:
         self.pages = pages
         self.tensors = (pages, scales)
-        self._scale_pages = scales
         self._rows = pages.flatten(0, 1)
         self._scales = scales.flatten(0, 1)
 
@@ -99,13 +101,17 @@ class Int8Rows:
         """See :class:`Rows`; a copy in float32."""
         return self._rows[begin:end] * self._scales[begin:end]
 
-    def gather(self, pages: Tensor) -> Tensor:
+    def gather(self, pages: Tensor, size: int) -> Tensor:
         """See :class:`Rows`; in float32."""
-        return (self.pages.index_select(0, pages) * self._scale_pages.index_select(0, pages)).flatten(0, 1)
+        return _take(self._rows, pages, size) * _take(self._scales, pages, size)
 
     def gather_slots(self, slots: Tensor) -> Tensor:
         """See :class:`Rows`; in float32."""
         return self._rows.index_select(0, slots) * self._scales.index_select(0, slots)
+
+
+def _take(rows: Tensor, pages: Tensor, size: int) -> Tensor:
+    return rows.view(-1, size, *rows.shape[1:]).index_select(0, pages).flatten(0, 1)
 
 
 def _store(target: Tensor, rows: Tensor, slots: Tensor, start: int | None) -> None:
