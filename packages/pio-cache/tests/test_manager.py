@@ -265,6 +265,21 @@ def test_swapping_keeps_everything(make, compute):
     assert manager.num_free() == 4
 
 
+def test_moves_of_different_kinds_keep_their_order(make, compute):
+    """A page leaves for the host before another comes in its place: the other way round its content would be lost."""
+    manager = make(full=2, host=4)
+    first = compute(manager, manager.open([1] * 6))
+    assert manager.swap_out(first)
+    manager.take_moves()
+    second = compute(manager, manager.open([2] * 6))
+    assert manager.swap_out(second)
+    assert manager.swap_in(first)
+    out, back = manager.take_moves()
+    assert (out.kind, back.kind) == ("out", "in")
+    assert sorted(out.sources) == sorted(back.targets) == [0, 1]
+    manager.check()
+
+
 def test_swapping_needs_room_on_the_host(make, compute):
     """Where the host is the device, and where its pages are taken, nothing moves."""
     manager = make(full=4)

@@ -82,6 +82,18 @@ def test_the_last_page_may_be_the_checkpoint_itself(make, compute):
     manager.check()
 
 
+def test_a_used_checkpoint_is_recent(make, compute):
+    """The checkpoint that a sequence starts from is not the one given up for its page."""
+    manager = make(state=3, checkpoint_interval=4)
+    for token in (1, 2):
+        manager.release(compute(manager, manager.open([token] * 5), 4))
+    compute(manager, manager.open([3]))
+    assert manager.stats.evictions == 0
+    assert manager.admit(manager.open([1] * 5), 5, expected=5)
+    assert [manager.lookup(manager.open([token] * 5)).cached for token in (1, 2)] == [4, 0]
+    manager.check()
+
+
 def test_forks_copy_their_state_at_once(make, compute):
     """States are changed in place, so they cannot be shared."""
     manager = make(full=8, state=2, checkpoint_interval=8)
