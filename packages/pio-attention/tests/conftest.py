@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from inference_pio.interfaces import RaggedBatch
+
+# Triton decides when it is first imported, which any test may bring about, whether its kernels are interpreted.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 HEADS = [(4, 4), (9, 3), (8, 2), (4, 1)]  # MHA, SmolLM2's and another GQA, MQA
 REACHES = [(True, None), (True, 1), (True, 5), (True, 1000), (False, None), (False, 1), (False, 4)]
