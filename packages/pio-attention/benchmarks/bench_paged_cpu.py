@@ -112,6 +112,7 @@ def cases(*, quick: bool) -> list[Case]:
         found += [
             Case("verify 5 of 32 x 400, scattered", drafts, [length] * count, scattered),
             Case("chunk of 512 after a prefix hit of 1024", [512], [1536], [shuffled[:96]]),
+            Case("decode 1 x 4096, one run", [1], [4096], [list(range(256))]),
             Case("decode 32 x 40, scattered", [1] * count, [40] * count, [table[:3] for table in scattered]),
         ]
     return found
