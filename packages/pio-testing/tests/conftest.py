@@ -18,18 +18,20 @@ from inference_pio.layers import Embedding, GatedMLP, Linear, LMHead, RMSNorm, R
 ATTENTION_PARTS = {"qkv": ("q_proj", "k_proj", "v_proj"), "output": ("o_proj",)}
 MLP_PARTS = {"gate_up": ("gate_proj", "up_proj"), "down": ("down_proj",)}
 
+COMPANY = {"company": 1e-2, "company-bits": 1e-6}  # how much the number of sequences changes what comes out
+
 
 class ToyLayer(nn.Module):
-    def __init__(self, config, index, attention, flaw):
+    def __init__(self, config, index, attention, linear, flaw):
         super().__init__()
         self.heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
         self.flaw = flaw
         self.attention_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.qkv = Linear(config.hidden_size, sum(self.heads) * config.head_dim)
+        self.qkv = Linear(config.hidden_size, sum(self.heads) * config.head_dim, method=linear)
         self.attend = Attention(config.spec, layer=index, backend=attention)
-        self.output = Linear(self.heads[0] * config.head_dim, config.hidden_size)
+        self.output = Linear(self.heads[0] * config.head_dim, config.hidden_size, method=linear)
         self.mlp_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, method=linear)
 
     def forward(self, x, cos, sin, cache, batch):
         normed = self.attention_norm(x)
@@ -43,17 +45,18 @@ class ToyLayer(nn.Module):
 
 
 class ToyModel(nn.Module):
-    def __init__(self, config, attention, flaw, tied_head):
+    def __init__(self, config, attention, linear, flaw, tied_head):
         super().__init__()
         self.flaw = flaw
         self.embedding = Embedding(config.vocab_size, config.hidden_size)
         rope = dataclasses.replace(config.rope, theta=config.rope.theta * 3) if flaw == "theta" else config.rope
         self.rotary = RotaryEmbedding(config.head_dim, rope, max_position=config.max_position_embeddings)
         self.layers = nn.ModuleList(
-            ToyLayer(config, index, attention, flaw) for index in range(config.num_hidden_layers)
+            ToyLayer(config, index, attention, linear, flaw) for index in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.head = LMHead(config.hidden_size, config.vocab_size, tied_to=self.embedding if tied_head else None)
+        tied_to = self.embedding if tied_head else None
+        self.head = LMHead(config.hidden_size, config.vocab_size, tied_to=tied_to, method=linear)
 
     def forward(self, token_ids, positions, cache, batch):
         if self.flaw == "positions":
@@ -64,6 +67,8 @@ class ToyModel(nn.Module):
         cos, sin = self.rotary.cos_sin(positions)
         for layer in self.layers:
             x = layer(x, cos, sin, cache, batch)
+        if self.flaw in COMPANY:
+            x = x + x.roll(1, dims=-1) * COMPANY[self.flaw] * (len(batch.query_lens) - 1)
         if self.flaw == "nan":
             x = x * float("nan")
         return x if self.flaw == "no-final-norm" else self.norm(x)
@@ -122,8 +127,9 @@ class ToyPlugin:
         ]
         return WeightMap(rules=tuple(rules))
 
-    def build(self, config, *, attention, linear, tied_head):  # noqa: ARG002 - the contract's signature
-        return ToyModel(config, attention, self.flaw, tied_head)
+    def build(self, config, *, attention, linear, tied_head):
+        method = None if self.flaw == "own-products" else linear
+        return ToyModel(config, attention, method, self.flaw, tied_head)
 
 
 @pytest.fixture(scope="session")

@@ -100,3 +100,17 @@ def test_every_public_name_is_there():
     assert set(inference_pio.testing._MODULES) <= set(inference_pio.testing.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'check_magic'"):
         _ = inference_pio.testing.check_magic
+
+
+def test_deterministic_skips_where_nothing_is_invariant(run_pytest):
+    """A machine whose products depend on their company says so, and every other check runs."""
+    conftest = (
+        "import inference_pio.attention\n"
+        "from inference_pio.interfaces import UnsupportedError\n"
+        "def refuse(name, **_): raise UnsupportedError(f'no {name} products here')\n"
+        "inference_pio.attention.get_backend = refuse\n"
+    )
+    result = run_pytest("def test_check(conformance_check): pass\n", conftest=conftest)
+    assert result.returncode == 0, result.stdout
+    assert f"{len(CHECK_NAMES) - 1} passed, 1 skipped" in result.stdout
+    assert "no invariant products here" in result.stdout

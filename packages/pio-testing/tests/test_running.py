@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from inference_pio.interfaces import CacheGroup
 from inference_pio.testing import contiguous_cache, load_model, paged_cache, random_pages, run_schedule, trace_model
 from inference_pio.testing._equivalence import random_schedule
 from inference_pio.testing._run import step_batch
@@ -24,6 +25,23 @@ def test_step_layout_by_hand():
     assert step.seq_lens.tolist() == [3, 4]
     assert step.block_tables.tolist() == [[4, -1], [7, 2]]
     assert step.slot_mapping.tolist() == [13, 14, 22, 23, 6]
+
+
+def test_step_layout_of_groups():
+    """Each group has pages of its own; a window leaves pages behind, and states have one page per sequence."""
+    groups = [
+        CacheGroup(kind="full", num_pages=8),
+        CacheGroup(kind="window", window=3, num_pages=8),
+        CacheGroup(kind="state", num_pages=8),
+    ]
+    step = step_batch([[1] * 7, [2] * 2], [5, 0], [1, 2], [[7, 2, 5], [1]], page_size=2, groups=groups)
+    window, state = step.others
+    assert step.block_tables.tolist() == [[7, 2, 5], [1, -1, -1]]
+    assert step.slot_mapping.tolist() == [11, 2, 3]
+    assert window.block_tables.tolist() == [[-1, 3, 6], [2, -1, -1]]
+    assert window.slot_mapping.tolist() == [13, 4, 5]
+    assert state.block_tables.tolist() == [[1], [3]]
+    assert state.slot_mapping.tolist() == []
 
 
 @pytest.mark.parametrize("schedule", [[[2, 1]], [[3, 1], [0, 1]], [[4, 1]]])

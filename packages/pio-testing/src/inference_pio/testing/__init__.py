@@ -1,4 +1,4 @@
-"""Conformance kit for model plugins: tiny checkpoints, parity with transformers, cache equivalence.
+"""Conformance kit for model plugins: tiny checkpoints, parity with transformers, equivalences of cache and engine.
 
 Names are imported when first used, so that the pytest plugin costs a session nothing that does not test models.
 """
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from inference_pio.testing._benchmark import forward_benchmark
     from inference_pio.testing._compare import ParityError
     from inference_pio.testing._conformance import conformance_checks, run_conformance
+    from inference_pio.testing._determinism import check_deterministic
+    from inference_pio.testing._engine_checks import check_preempted, check_prefix_hit, check_speculative
     from inference_pio.testing._equivalence import (
         check_batched,
         check_chunked,
@@ -41,9 +43,13 @@ _MODULES = MappingProxyType(
         "Trace": "_trace",
         "check_batched": "_equivalence",
         "check_chunked": "_equivalence",
+        "check_deterministic": "_determinism",
         "check_logit_rows": "_equivalence",
         "check_paged": "_equivalence",
         "check_parity": "_parity",
+        "check_preempted": "_engine_checks",
+        "check_prefix_hit": "_engine_checks",
+        "check_speculative": "_engine_checks",
         "check_step_by_step": "_equivalence",
         "conformance_checks": "_conformance",
         "contiguous_cache": "_run",
@@ -74,9 +80,13 @@ __all__ = [
     "Trace",
     "check_batched",
     "check_chunked",
+    "check_deterministic",
     "check_logit_rows",
     "check_paged",
     "check_parity",
+    "check_preempted",
+    "check_prefix_hit",
+    "check_speculative",
     "check_step_by_step",
     "conformance_checks",
     "contiguous_cache",

@@ -15,6 +15,10 @@ CAPABILITY_OF_CHECK: Mapping[str, str] = MappingProxyType(
         "logit_rows": "logprobs",
         "chunked": "chunked-prefill",
         "paged": "paged-kv",
+        "prefix_hit": "prefix-caching",
+        "preempted": "generate",
+        "speculative": "speculative-decoding",
+        "deterministic": "deterministic",
     }
 )
 """By name of a check, the capability of a manifest that it proves."""

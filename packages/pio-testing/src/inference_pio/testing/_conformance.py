@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from inference_pio.testing._checks import CHECK_NAMES
+from inference_pio.testing._determinism import check_deterministic
+from inference_pio.testing._engine_checks import check_preempted, check_prefix_hit, check_speculative
 from inference_pio.testing._equivalence import (
     check_batched,
     check_chunked,
@@ -29,6 +31,10 @@ def conformance_checks() -> dict[str, Callable[..., None]]:
         check_logit_rows,
         check_chunked,
         check_paged,
+        check_prefix_hit,
+        check_preempted,
+        check_speculative,
+        check_deterministic,
     )
     return dict(zip(CHECK_NAMES, functions, strict=True))
 
@@ -40,6 +46,7 @@ def run_conformance(
 
     Raises:
         ParityError: A check fails.
+        UnsupportedError: This machine has no row-invariant products.
     """
     loaded = load_model(plugin, path, backend=backend, architecture=architecture)
     for check in conformance_checks().values():

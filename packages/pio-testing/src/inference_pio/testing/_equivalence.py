@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from inference_pio.testing._load import LoadedModel
 
 _LENGTH = 41
-_RAGGED = (23, 1, 37, 8)
+_MOST_SEQUENCES = 5
 _PAGE_SIZES = (1, 5, 16)
 
 
@@ -59,38 +59,35 @@ def check_chunked(loaded: LoadedModel, *, tolerance: float = 1e-4, layouts: int 
 
 
 def check_batched(loaded: LoadedModel, *, tolerance: float = 1e-4, layouts: int = 3) -> None:
-    """Sequences of different lengths, prefilling and decoding side by side, equal each one alone.
+    """Sequences of random lengths, prefilling and decoding side by side, equal each one alone.
 
     Raises:
         ParityError: They do not.
     """
-    longest = loaded.shape.max_position
-    sequences = [random_tokens(loaded, min(length, longest), seed=length) for length in _RAGGED]
-    expected = [run_whole(loaded, ids) for ids in sequences]
-    lengths = [len(ids) for ids in sequences]
     for seed in range(layouts):
+        sequences = random_mix(loaded, seed=seed)
+        lengths = [len(ids) for ids in sequences]
         schedule = random_schedule(lengths, largest=6, seed=seed)
         cache = contiguous_cache(loaded, num_sequences=len(sequences), max_length=max(lengths))
         pages = random_pages(lengths, num_pages=len(sequences), page_size=max(lengths), seed=seed)
         actual = run_schedule(loaded, sequences, schedule, cache=cache, pages=pages)
-        for index, (ours, alone) in enumerate(zip(actual, expected, strict=True)):
+        for index, (ours, ids) in enumerate(zip(actual, sequences, strict=True)):
             what = f"sequence {index} of {len(sequences)} batched (layout {seed}) against alone"
-            compare(what, ours, alone, tolerance=tolerance)
+            compare(what, ours, run_whole(loaded, ids), tolerance=tolerance)
 
 
 def check_paged(loaded: LoadedModel, *, tolerance: float = 1e-4, layouts: int = 2) -> None:
-    """Pages scattered at random over a pool equal contiguous storage, at several page sizes.
+    """Random mixes on pages scattered at random over a pool equal contiguous storage, at several page sizes.
 
     Raises:
         ParityError: They do not.
     """
-    longest = loaded.shape.max_position
-    sequences = [random_tokens(loaded, min(length, longest), seed=length) for length in _RAGGED]
-    expected = [run_whole(loaded, ids) for ids in sequences]
-    lengths = [len(ids) for ids in sequences]
-    for page_size in _PAGE_SIZES:
-        num_pages = sum(length // page_size + 2 for length in lengths)
-        for seed in range(layouts):
+    for seed in range(layouts):
+        sequences = random_mix(loaded, seed=layouts + seed)
+        expected = [run_whole(loaded, ids) for ids in sequences]
+        lengths = [len(ids) for ids in sequences]
+        for page_size in _PAGE_SIZES:
+            num_pages = sum(length // page_size + 2 for length in lengths)
             schedule = random_schedule(lengths, largest=9, seed=seed)
             cache = paged_cache(loaded, num_pages=num_pages, page_size=page_size)
             pages = random_pages(lengths, num_pages=num_pages, page_size=page_size, seed=seed)
@@ -112,6 +109,15 @@ def check_logit_rows(loaded: LoadedModel, *, tolerance: float = 1e-4) -> None:
     for rows in ([0, 3, 8], [5], []):
         chosen = loaded.logits(hidden[rows]).float()
         compare(f"logits of rows {rows} alone against all", chosen, everything[rows], tolerance=tolerance)
+
+
+def random_mix(loaded: LoadedModel, *, seed: int) -> list[list[int]]:
+    """A few sequences of random tokens and lengths; one of them is long, and one is a single token."""
+    draw = random.Random(seed)  # noqa: S311 - test data, not a secret
+    longest = min(_LENGTH, loaded.shape.max_position)
+    lengths = [1, longest, *(draw.randint(1, longest) for _ in range(draw.randint(0, _MOST_SEQUENCES - 2)))]
+    draw.shuffle(lengths)
+    return [random_tokens(loaded, length, seed=draw.getrandbits(32)) for length in lengths]
 
 
 def random_schedule(lengths: list[int], *, largest: int, seed: int) -> list[list[int]]:

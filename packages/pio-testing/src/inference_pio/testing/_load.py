@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +17,8 @@ from inference_pio.layers import DenseLinear, load_weights
 from inference_pio.weights import open_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
     from inference_pio.interfaces import (
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
         RaggedBatch,
         WeightSource,
     )
+    from inference_pio.layers import LoadReport
 
 _ROPE_FACTORS = "rope_freqs.weight"
 
@@ -43,6 +47,9 @@ class LoadedModel:
         tied_head: Whether the embedding serves as the head.
         dtype: What it computes in.
         device: Where it computes.
+        report: What loading did.
+        reload: Loads the checkpoint once more; takes what :func:`load_model` takes, plugin and path apart. What is not
+            given is as in :func:`load_model`, except for ``architecture``, which stays.
     """
 
     module: nn.Module
@@ -51,6 +58,8 @@ class LoadedModel:
     tied_head: bool
     dtype: torch.dtype
     device: torch.device
+    report: LoadReport
+    reload: Callable[..., LoadedModel]
 
     @torch.inference_mode()
     def hidden(self, token_ids: Tensor, positions: Tensor, cache: KVCache, batch: RaggedBatch) -> Tensor:
@@ -97,7 +106,7 @@ def load_model(
         attention = get_backend(backend, device=target) if isinstance(backend, str) else backend
         with torch.device("meta"):
             module = plugin.build(config, attention=attention, linear=linear or DenseLinear(), tied_head=tied_head)
-        load_weights(module, source, weight_map, dtype=getattr(torch, dtype), device=target)
+        report = load_weights(module, source, weight_map, dtype=getattr(torch, dtype), device=target)
     finally:
         source.close()
     return LoadedModel(
@@ -107,6 +116,8 @@ def load_model(
         tied_head=tied_head,
         dtype=getattr(torch, dtype),
         device=target,
+        report=report,
+        reload=partial(load_model, plugin, path, architecture=architecture),
     )
 
 

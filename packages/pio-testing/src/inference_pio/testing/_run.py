@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from inference_pio.attention import ContiguousKVCache, PagedKVCache, ragged_batch
-from inference_pio.interfaces import StepBatch
+from inference_pio.interfaces import GroupTables, StateSpec, StepBatch
 from inference_pio.testing._trace import Trace, record_layers
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from inference_pio.interfaces import KVCache
+    from inference_pio.interfaces import CacheGroup, KVCache
     from inference_pio.testing._load import LoadedModel
 
 _STALE = 1e4
@@ -27,21 +27,21 @@ _STALE = 1e4
 def contiguous_cache(loaded: LoadedModel, *, num_sequences: int, max_length: int) -> KVCache:
     """A cache of one page of ``max_length`` tokens per sequence, full of stale values."""
     cache = ContiguousKVCache(
-        loaded.shape.attention,
+        loaded.shape.cache_specs,
         num_sequences=num_sequences,
         max_length=max_length,
         dtype=loaded.dtype,
         device=loaded.device,
     )
-    return _stale(cache, loaded.shape.num_layers)
+    return _stale(cache, loaded)
 
 
 def paged_cache(loaded: LoadedModel, *, num_pages: int, page_size: int) -> KVCache:
-    """A cache of ``num_pages`` pages of ``page_size`` tokens, full of stale values."""
+    """A cache of ``num_pages`` pages of ``page_size`` tokens in each group of layers, full of stale values."""
     cache = PagedKVCache(
-        loaded.shape.attention, num_pages=num_pages, page_size=page_size, dtype=loaded.dtype, device=loaded.device
+        loaded.shape.cache_specs, num_pages=num_pages, page_size=page_size, dtype=loaded.dtype, device=loaded.device
     )
-    return _stale(cache, loaded.shape.num_layers)
+    return _stale(cache, loaded)
 
 
 def random_pages(lengths: Sequence[int], *, num_pages: int, page_size: int, seed: int = 0) -> list[list[int]]:
@@ -72,7 +72,8 @@ def run_schedule(
         sequences: Token ids of each sequence.
         schedule: Per step, how many further tokens each sequence gets; 0 leaves it out of the step.
         cache: Where keys and values go.
-        pages: Page numbers of each sequence, in order.
+        pages: Page numbers of each sequence, in order, in the first group of layers; other groups have pages of their
+            own, see :func:`step_batch`.
 
     Returns:
         Per sequence, logits float32 (tokens, V).
@@ -87,7 +88,7 @@ def run_schedule(
     logits: list[list[Tensor]] = [[] for _ in sequences]
     for counts in schedule:
         active = [index for index, count in enumerate(counts) if count]
-        step = step_batch(sequences, done, counts, pages, page_size=cache.page_size)
+        step = step_batch(sequences, done, counts, pages, page_size=cache.page_size, groups=cache.groups)
         rows = _forward(loaded, step, cache)
         for index, part in zip(active, torch.split(rows, [counts[index] for index in active]), strict=True):
             logits[index].append(part)
@@ -121,28 +122,53 @@ def step_batch(
     pages: Sequence[Sequence[int]],
     *,
     page_size: int,
+    groups: Sequence[CacheGroup] = (),
 ) -> StepBatch:
-    """The step that runs ``counts[i]`` tokens of sequence ``i`` after the ``done[i]`` that are cached already."""
+    """The step that runs ``counts[i]`` tokens of sequence ``i`` after the ``done[i]`` that are cached already.
+
+    ``pages`` are those of the first of ``groups``. Group ``g`` has each page ``g`` further on, around the end of its
+    pool, less those that its window has left behind; a group of states has the first page of each sequence.
+    """
     active = [index for index, count in enumerate(counts) if count]
-    token_ids: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    for index in active:
-        span = range(done[index], done[index] + counts[index])
-        token_ids.extend(sequences[index][position] for position in span)
-        positions.extend(span)
-        slots.extend(pages[index][position // page_size] * page_size + position % page_size for position in span)
-    widest = max(len(pages[index]) for index in active)
-    tables = [[*pages[index], *[-1] * (widest - len(pages[index]))] for index in active]
+    spans = [range(done[index], done[index] + counts[index]) for index in active]
+    tables = [
+        _tables([pages[index] for index in active], spans, page_size, group=group, shift=shift)
+        for shift, group in enumerate(groups or (None,))
+    ]
+    rows = sum(map(len, spans))
     return StepBatch(
-        token_ids=np.array(token_ids, dtype=np.int64),
-        positions=np.array(positions, dtype=np.int64),
-        query_starts=np.cumsum([0, *(counts[index] for index in active)], dtype=np.int32),
-        seq_lens=np.array([done[index] + counts[index] for index in active], dtype=np.int32),
-        block_tables=np.array(tables, dtype=np.int32),
-        slot_mapping=np.array(slots, dtype=np.int64),
-        logit_rows=np.arange(len(token_ids), dtype=np.int64),
+        token_ids=np.array(
+            [sequences[index][position] for index, span in zip(active, spans, strict=True) for position in span],
+            dtype=np.int64,
+        ),
+        positions=np.array([position for span in spans for position in span], dtype=np.int64),
+        query_starts=np.cumsum([0, *map(len, spans)], dtype=np.int32),
+        seq_lens=np.array([span.stop for span in spans], dtype=np.int32),
+        block_tables=tables[0].block_tables,
+        slot_mapping=tables[0].slot_mapping,
+        logit_rows=np.arange(rows, dtype=np.int64),
+        others=tuple(tables[1:]),
     )
+
+
+def _tables(
+    pages: Sequence[Sequence[int]], spans: Sequence[range], page_size: int, *, group: CacheGroup | None, shift: int
+) -> GroupTables:
+    """Where sequences on ``pages`` of the first group, running the positions of ``spans``, lie in ``group``."""
+    own = [[(page + shift) % group.num_pages for page in one] if group else list(one) for one in pages]
+    if group is not None and group.kind == "state":
+        firsts = [[one[0]] for one in own]
+        return GroupTables(block_tables=np.array(firsts, dtype=np.int32), slot_mapping=np.empty(0, dtype=np.int64))
+    slots = [
+        one[position // page_size] * page_size + position % page_size
+        for one, span in zip(own, spans, strict=True)
+        for position in span
+    ]
+    table = np.full((len(own), max(map(len, own))), -1, dtype=np.int32)
+    for row, one, span in zip(table, own, spans, strict=True):
+        left = 0 if group is None or group.window is None else max(0, span.start - group.window + 1) // page_size
+        row[left : len(one)] = one[left:]
+    return GroupTables(block_tables=table, slot_mapping=np.array(slots, dtype=np.int64))
 
 
 def _forward(loaded: LoadedModel, step: StepBatch, cache: KVCache) -> Tensor:
@@ -155,9 +181,10 @@ def _forward(loaded: LoadedModel, step: StepBatch, cache: KVCache) -> Tensor:
     return loaded.logits(hidden).float()
 
 
-def _stale(cache: KVCache, num_layers: int) -> KVCache:
+def _stale(cache: PagedKVCache | ContiguousKVCache, loaded: LoadedModel) -> KVCache:
     """Fill the storage with large values, as if other sequences had used it: reading past a sequence's end shows."""
-    for index in range(num_layers):
-        cache.layer(index).key_pages.fill_(_STALE)
-        cache.layer(index).value_pages.fill_(_STALE)
+    for index, spec in enumerate(loaded.shape.cache_specs):
+        kept = cache.state(index) if isinstance(spec, StateSpec) else cache.layer(index)
+        for tensor in kept.tensors:
+            tensor.fill_(_STALE)
     return cache
