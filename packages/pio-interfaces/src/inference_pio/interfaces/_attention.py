@@ -127,7 +127,7 @@ class LayerStateCache(Protocol):
         """Index of the group that this layer belongs to."""
 
     def read(self, batch: RaggedBatch) -> tuple[Tensor, ...]:
-        """The state of each sequence before this step, float32 (B, *shape) each; zeros for one that starts here."""
+        """The state of each sequence before this step, float32 ``(B, *shape)`` each; zeros where one starts here."""
 
     def write(self, batch: RaggedBatch, states: tuple[Tensor, ...]) -> None:
         """Store the state of each sequence after this step, in place."""
