@@ -6,8 +6,8 @@
 model's GGUF file dequantised to the same dtype, in one process, with the same threads, interleaved round by round in
 alternating order; ratios are taken within a round. ``generate`` runs the first requests of the same load only
 (``--alone``), since its speed does not depend on how many follow. ``generate_batch`` keeps its manager between rounds,
-so its warm-up is not counted. The limit is one read of the weights per step and of each sequence's keys and values, at the
-measured read bandwidth, with prompts at the measured speed of a large matrix product.
+so its warm-up is not counted. The limit is one read of the weights per step and of each sequence's keys and values at
+the measured read bandwidth, and all products at the measured speed of a large one.
 """
 
 from __future__ import annotations
