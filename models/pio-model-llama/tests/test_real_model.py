@@ -5,7 +5,11 @@ import torch
 
 from inference_pio.models.llama import PLUGIN
 from inference_pio.testing import (
+    check_deterministic,
     check_parity,
+    check_preempted,
+    check_prefix_hit,
+    check_speculative,
     contiguous_cache,
     load_gguf_reference,
     load_model,
@@ -40,9 +44,26 @@ def test_log_probabilities_equal_transformers(default_model_path, reference):
     assert report.spread > 1.0
 
 
-def test_greedy_answer_over_a_paged_cache(default_model_path):
+@pytest.fixture(scope="module")
+def loaded(default_model_path):
+    """The file in float32."""
+    return load_model(PLUGIN, default_model_path)
+
+
+@pytest.mark.parametrize("check", [check_prefix_hit, check_preempted, check_speculative])
+def test_the_engine_leaves_no_trace(loaded, check):
+    """Shared prefixes, preemption and speculation give what each sequence gives alone."""
+    check(loaded, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_same_bits_in_any_company(loaded, dtype):
+    """Alone, beside others, in chunks and after a prefix hit."""
+    check_deterministic(loaded, dtypes=[dtype])
+
+
+def test_greedy_answer_over_a_paged_cache(loaded):
     """Prefill in two chunks and one token at a time over scattered pages, it says that the capital is Paris."""
-    loaded = load_model(PLUGIN, default_model_path)
     tokens = PROMPT + ANSWER[:-1]
     schedule = [[9], [len(PROMPT) - 9], *[[1]] * (len(ANSWER) - 1)]
     pages = random_pages([len(tokens)], num_pages=12, page_size=4)
