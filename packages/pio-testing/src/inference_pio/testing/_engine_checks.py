@@ -70,19 +70,19 @@ def check_preempted(loaded: LoadedModel, *, tolerance: float = 1e-4) -> None:
     requests = [
         make_request(
             str(index),
-            random_tokens(loaded, 3 + 2 * index, seed=index),
+            random_tokens(loaded, 3 + 2 * (index % 4), seed=index),
             max_tokens=14,
             seed=index if index % 2 else None,
         )
-        for index in range(4)
+        for index in range(5)
     ]
     for prefix_caching in (False, True):
         engine = build_engine(
             loaded,
-            num_pages=10,
-            page_size=_PAGE_SIZE,
+            num_pages=16,
+            page_size=2,
             max_model_len=24,
-            max_num_seqs=4,
+            max_num_seqs=5,
             max_step_tokens=_STEP_TOKENS,
             prefix_caching=prefix_caching,
         )
