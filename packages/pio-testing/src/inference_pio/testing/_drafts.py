@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from inference_pio.core._speculation import SpeculationControl
+from inference_pio.core import SpeculationControl
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from inference_pio.core._proposers import DraftRequest
+    from inference_pio.core import DraftRequest
 
 _WRONG = 0.3
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from inference_pio.core._drafting import Drafting
-from inference_pio.core._proposers import NgramProposer
+from inference_pio.core import Drafting, NgramProposer
 from inference_pio.testing._compare import ParityError
 from inference_pio.testing._drafts import AlwaysDraft, HalfKnowing
 from inference_pio.testing._engine_run import build_engine, make_request, run_requests
@@ -18,7 +17,7 @@ from inference_pio.testing._plain_decoding import judge
 from inference_pio.testing._run import random_tokens
 
 if TYPE_CHECKING:
-    from inference_pio.core._proposers import Proposer
+    from inference_pio.core import Proposer
     from inference_pio.testing._load import LoadedModel
 
 _PAGE_SIZE = 4

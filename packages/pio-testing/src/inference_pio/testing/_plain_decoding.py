@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from inference_pio.core._sampler_state import SamplerState
+from inference_pio.core import SamplerState
 from inference_pio.interfaces import FinishReason, SamplingParams
 from inference_pio.testing._compare import ParityError, compare
 from inference_pio.testing._run import run_whole
