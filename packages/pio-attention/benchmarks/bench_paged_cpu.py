@@ -162,7 +162,7 @@ def contenders(case: Case, spec: AttentionSpec, dtype: torch.dtype) -> tuple[Con
     backend = SDPAAttention()
 
     def plan() -> None:
-        layer.layout._batch = None  # noqa: SLF001 - forgets the step, so that it is planned anew
+        layer.layout._batch = None
         _row_attention.find_plan(q, layer, batch, spec)
 
     found: Contenders = {

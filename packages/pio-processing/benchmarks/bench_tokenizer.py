@@ -117,7 +117,7 @@ def stream(tokenizer: object, ids: list[int], repeats: int) -> list[dict[str, ob
     """Microseconds per token as they come, ours in turns with the library's."""
     from tokenizers import decoders
 
-    backend = tokenizer._backend  # type: ignore[attr-defined]  # noqa: SLF001 - the same vocabulary for both sides
+    backend = tokenizer._backend  # type: ignore[attr-defined]
     backend.decoder = decoders.ByteLevel()
 
     def ours(**options: object) -> None:
