@@ -160,8 +160,17 @@ class Admission:
                 f"the prompt has {len(prompt)} tokens, and the context holds {limits.max_model_len} with the answer",
                 hint="shorten the prompt, or raise max_model_len if the model allows it",
             )
-        if request.timeout_s is not None and not request.timeout_s > 0:
-            raise InvalidRequestError(f"timeout_s must be above 0, got {request.timeout_s!r}")
+        # A caller may hand over anything, whatever the annotations say.
+        salt: object = request.cache_salt
+        if not isinstance(salt, str):
+            raise InvalidRequestError(f"cache_salt must be text, got {salt!r}")
+        timeout: object = request.timeout_s
+        if timeout is None:
+            return
+        if not isinstance(timeout, int | float) or isinstance(timeout, bool):
+            raise InvalidRequestError(f"timeout_s must be a number of seconds, got {timeout!r}")
+        if not timeout > 0:
+            raise InvalidRequestError(f"timeout_s must be above 0, got {timeout!r}")
 
     def _check_sampling(self, params: SamplingParams) -> None:
         limits = self.limits

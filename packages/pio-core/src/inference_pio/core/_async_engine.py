@@ -176,8 +176,13 @@ class AsyncEngine:
         self._inbox.put(lambda: None)  # wakes the thread
         while self._thread.is_alive() and self._streams and time.monotonic() < deadline:
             await asyncio.sleep(min(0.01, drain_s))
+        await asyncio.to_thread(self.shutdown)
+
+    def shutdown(self) -> None:
+        """Cancel everything and end the thread, for callers without an event loop. Harmless when called twice."""
+        self._closing = True
         self._inbox.put(self._cancel_all)
-        await asyncio.to_thread(self._thread.join)
+        self._thread.join()
         self._engine.close()
 
     async def __aenter__(self) -> Self:
@@ -214,7 +219,8 @@ class AsyncEngine:
 
     def _step_failed(self, error: Exception) -> None:
         _LOG.exception("a step of the engine failed")
-        if self._stops_on_failure:
+        # An error that ended no request would come again with every step.
+        if self._stops_on_failure or not self._engine.has_events:
             self._failure = error
             reason = error if isinstance(error, PioError) else EngineError(f"the engine has stopped: {error}")
             self._deliver(self._engine.fail(reason))
@@ -237,7 +243,7 @@ class AsyncEngine:
                 self._waiting.append((request, stream, admitted))
             else:
                 _answer(stream, admitted, error)
-        except (PioError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - a request that is no request must not end everyone's thread
             _answer(stream, admitted, error)
         else:
             self._streams[request.request_id] = stream
@@ -256,6 +262,7 @@ class AsyncEngine:
             return
         for entry in [entry for entry in self._waiting if entry[0].request_id == request_id]:
             self._waiting.remove(entry)
+            _answer(*entry[1:], EngineError(f"request {request_id!r} was cancelled while it waited for a place"))
 
     def _cancel_all(self) -> None:
         for request_id in list(self._streams):

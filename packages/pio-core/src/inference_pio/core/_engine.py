@@ -14,7 +14,7 @@ from inference_pio.core._collect import Collector
 from inference_pio.core._metrics import EngineMetrics
 from inference_pio.core._outcome import request_output
 from inference_pio.core._scheduler import Scheduled, Scheduler
-from inference_pio.interfaces import EngineError, FinishReason, InvalidRequestError, PioError
+from inference_pio.interfaces import EngineError, FinishReason, InvalidRequestError, PioError, SamplingParams
 
 if TYPE_CHECKING:
     from inference_pio.core._drafting import Drafting
@@ -109,6 +109,11 @@ class Engine:
         return self.scheduler.has_work or bool(self._events)
 
     @property
+    def has_events(self) -> bool:
+        """Whether the next step brings events even if it computes nothing: of requests that have ended since."""
+        return bool(self._events)
+
+    @property
     def has_room(self) -> bool:
         """Whether another request may wait."""
         bound = self.scheduler.max_waiting
@@ -127,6 +132,7 @@ class Engine:
         state = self._admission.build(request)
         self.scheduler.add(state.sequences[0])
         self._requests[request.request_id] = state
+        self._count_wishes(request)
         if request.timeout_s is not None:
             heapq.heappush(self._deadlines, (state.arrived + request.timeout_s, request.request_id))
 
@@ -134,12 +140,11 @@ class Engine:
         """One step of all running sequences: an event for each token that was chosen and each request that ended.
 
         Raises:
-            Exception: What the executor raised. The requests of the step have ended then, each with an error; their
-                events come with the next step.
+            Exception: What the executor or the draft model raised. The requests of the step have ended then, each with
+                an error; their events come with the next step.
         """
         self._expire()
-        if self._drafting is not None:
-            self._drafting.propose(self.scheduler.running)
+        self._draft()
         plan = self.scheduler.schedule()
         if not plan:
             return self._without_work()
@@ -184,6 +189,22 @@ class Engine:
     def close(self) -> None:
         """End the threads that compute masks. Harmless when called twice."""
         self._chooser.close()
+
+    def _count_wishes(self, request: Request) -> None:
+        params = request.params
+        self.metrics.request_n.observe(params.n if isinstance(params, SamplingParams) else params.beam_width)
+        if params.max_tokens is not None:
+            self.metrics.request_max_tokens.observe(params.max_tokens)
+
+    def _draft(self) -> None:
+        """Propose what may follow. A proposer that fails ends those that run, or the next step would meet it again."""
+        if self._drafting is None:
+            return
+        try:
+            self._drafting.propose(self.scheduler.running)
+        except Exception as error:
+            self._fail([Scheduled(sequence, 0) for sequence in self.scheduler.running], error)
+            raise
 
     def _run(self, plan: list[Scheduled], now: float) -> list[TokenEvent]:
         batch, rows = lay_out(plan, self.executor.cache_groups, self.executor.page_size)

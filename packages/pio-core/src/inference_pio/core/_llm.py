@@ -8,11 +8,12 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 from weakref import WeakValueDictionary
 
 from inference_pio.config import Settings
 from inference_pio.config import cache_dir as default_cache_dir
+from inference_pio.core._async_engine import AsyncEngine
 from inference_pio.core._checkpoint import open_checkpoint
 from inference_pio.core._draft_model import DraftModelProposer
 from inference_pio.core._drafting import Drafting
@@ -23,6 +24,7 @@ from inference_pio.core._prompts import (
     TokenizedPrompt,
     as_conversations,
     as_prompt_list,
+    is_conversation,
     pair_with_params,
     pair_with_priorities,
     tokenize_prompt,
@@ -32,12 +34,23 @@ from inference_pio.core._registry import Registry
 from inference_pio.core._speculation import SpeculationControl
 from inference_pio.core._stream import TokenStream
 from inference_pio.core._threads import limit_spinning
-from inference_pio.interfaces import BeamSearchParams, InvalidRequestError, Request, SamplingParams, UnsupportedError
+from inference_pio.interfaces import (
+    BeamSearchParams,
+    EngineError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    Request,
+    SamplingParams,
+    UnsupportedError,
+)
+from inference_pio.processing import reasoning_parser, tool_call_parser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from inference_pio.core._checkpoint import Checkpoint
+    from inference_pio.core._locate import LocatedModel
     from inference_pio.core._metrics import EngineMetrics
     from inference_pio.core._prompts import Conversation, Prompt
     from inference_pio.core._proposers import Proposer
@@ -45,7 +58,7 @@ if TYPE_CHECKING:
     from inference_pio.core._scheduler import Policy
     from inference_pio.core.torch_executor import TorchExecutor
     from inference_pio.interfaces import ModelShape, RequestOutput, TokenEvent
-    from inference_pio.processing import Tokenizer
+    from inference_pio.processing import ReasoningParser, Tokenizer, ToolCallParser
 
 _GENERATION_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _CHOICES = {
@@ -53,7 +66,10 @@ _CHOICES = {
     "kv_cache": ("auto", "paged", "contiguous"),
     "kv_cache_dtype": ("auto", "float32", "bfloat16", "float16", "int8"),
     "scheduling_policy": ("fcfs", "priority"),
+    "on_failure": ("continue", "stop"),
 }
+MAX_DRAFT = 64
+"""Tokens drafted at most; nothing guesses so many in a row that more would pay."""
 _STEP_TOKENS = 512
 """Tokens of a step, unless asked for: as many as keep the processor busy; more would only make others wait longer."""
 
@@ -70,7 +86,7 @@ class LLM:
         max_model_len: Tokens of prompt and continuation together; None for the model's context, or what fits.
         max_num_seqs: Continuations that run at once.
         max_num_batched_tokens: Tokens that one step reads at most: long prompts are cut, so that others wait no longer
-            than one such step for their next token.
+            than one such step for their next token. None for 512, or ``max_num_seqs`` where that is more.
         attention: Name of an attention backend, or ``"auto"``.
         kv_cache: ``"paged"``, ``"contiguous"`` or ``"auto"``.
         kv_cache_dtype: Of keys and values: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``, or ``"auto"`` for
@@ -113,7 +129,7 @@ class LLM:
         threads: int | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int = 64,
-        max_num_batched_tokens: int = _STEP_TOKENS,
+        max_num_batched_tokens: int | None = None,
         attention: str = "auto",
         kv_cache: str = "auto",
         kv_cache_dtype: str = "auto",
@@ -142,6 +158,11 @@ class LLM:
             kv_cache_bytes=kv_cache_bytes,
             num_speculative_tokens=num_speculative_tokens,
         )
+        if num_speculative_tokens > MAX_DRAFT:
+            raise InvalidRequestError(
+                f"num_speculative_tokens must be at most {MAX_DRAFT}, got {num_speculative_tokens}"
+            )
+        step_tokens = _step_tokens(max_num_batched_tokens, max_num_seqs)
         registry = Registry.discover()
         locate = partial(
             locate_model,
@@ -162,7 +183,10 @@ class LLM:
                 "deterministic": deterministic,
             },
         )
+        # Before the weights of the model are read, for it may well not be there.
+        draft = None if speculative is None or speculative == "ngram" else _open_draft(speculative, locate, registry)
         self.name = checkpoint.name
+        self._manifest = checkpoint.installed.manifest
         self.shape: ModelShape = checkpoint.shape
         self._generation = checkpoint.generation
         self._seeds = itertools.count() if seed is None else itertools.count(seed)
@@ -177,7 +201,7 @@ class LLM:
             device=device,
             threads=threads,
             max_num_seqs=max_num_seqs,
-            max_step_tokens=max_num_batched_tokens,
+            max_step_tokens=step_tokens,
             attention=attention,
             kv_cache="contiguous" if kv_cache == "auto" and "paged-kv" not in capabilities else kv_cache,
             deterministic=deterministic,
@@ -195,8 +219,7 @@ class LLM:
         drafting = None
         if speculative is not None:
             proposer: Proposer = NgramProposer()
-            if speculative != "ngram":
-                draft = open_checkpoint(locate(speculative), registry, ignore_unknown_keys=ignore_unknown_keys)
+            if draft is not None:
                 length = min(self._executor.max_model_len, draft.shape.max_position)
                 self._draft = build(draft, dtype=dtype, max_model_len=length)
                 proposer = DraftModelProposer(
@@ -204,10 +227,10 @@ class LLM:
                     vocab_size=draft.shape.vocab_size,
                     target_vocab_size=self.shape.vocab_size,
                     max_length=length,
-                    max_step_tokens=max_num_batched_tokens,
+                    max_step_tokens=step_tokens,
                 )
             control = SpeculationControl(num_speculative_tokens)
-            drafting = Drafting(proposer, control, max_step_tokens=max_num_batched_tokens)
+            drafting = Drafting(proposer, control, max_step_tokens=step_tokens)
         self._engine = Engine(
             self._executor,
             self.tokenizer,
@@ -215,7 +238,7 @@ class LLM:
             eos_token_ids=(*checkpoint.eos_token_ids, *(self.tokenizer.end_token_ids if self.tokenizer else ())),
             max_model_len=self._executor.max_model_len,
             max_num_seqs=max_num_seqs,
-            max_step_tokens=max_num_batched_tokens,
+            max_step_tokens=step_tokens,
             chunked_prefill="chunked-prefill" in capabilities,
             logprobs="logprobs" in capabilities,
             prefix_caching="prefix-caching" in capabilities and enable_prefix_caching is not False,
@@ -225,6 +248,7 @@ class LLM:
         # Weak: a stream that nobody holds any more is cancelled, see TokenStream.__del__.
         self._streams: WeakValueDictionary[str, TokenStream] = WeakValueDictionary()
         self._ids = itertools.count()
+        self._async: AsyncEngine | None = None
         self.load_s = time.perf_counter() - started
 
     @property
@@ -388,8 +412,77 @@ class LLM:
         tokenized = self._render(conversation, add_generation_prompt, tools, chat_template, chat_template_kwargs)
         return self._stream(tokenized, sampling_params)
 
+    def make_request(
+        self,
+        prompt: Prompt | Conversation,
+        sampling_params: SamplingParams | BeamSearchParams | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        cache_salt: str = "",
+    ) -> Request:
+        """A request for :meth:`AsyncEngine.submit`, with an id and a seed of its own.
+
+        Args:
+            prompt: Text, token ids, ``{"prompt": ...}``, ``{"prompt_token_ids": ...}``, or a conversation.
+            sampling_params: How to continue it; None for the model's recommendation.
+            priority: As in :meth:`generate`.
+            timeout_s: As in :meth:`generate`.
+            cache_salt: As in :meth:`generate`.
+
+        Raises:
+            TemplateError: There is no chat template, or it refuses the conversation.
+            InvalidRequestError: The prompt has another shape. What else is wrong with it, ``submit`` says.
+        """
+        if is_conversation(prompt):
+            tokenized = self._render(prompt)
+        else:
+            tokenized = tokenize_prompt(cast("Prompt", prompt), self.tokenizer)
+        (place,) = pair_with_priorities(1, priority)
+        return self._request(tokenized, sampling_params, priority=place, timeout_s=timeout_s, cache_salt=cache_salt)
+
+    def start_async(
+        self, *, max_waiting: int | None = None, on_failure: Literal["continue", "stop"] = "continue"
+    ) -> AsyncEngine:
+        """Hand the engine over to a thread of its own, for ``asyncio``; requests come from :meth:`make_request`.
+
+        From here on :meth:`generate` and the like are refused; :meth:`close` ends the thread too.
+
+        Args:
+            max_waiting: Requests that may wait to be run; None for no bound.
+            on_failure: As in :class:`AsyncEngine`.
+
+        Raises:
+            EngineError: It was handed over before, or a stream is unfinished.
+            InvalidRequestError: An argument is out of bounds.
+        """
+        self._check_synchronous()
+        _check_choices(on_failure=on_failure)
+        _check_positive(max_waiting=max_waiting)
+        if self._engine.has_work:
+            raise EngineError("the engine still has unfinished streams", hint="read them to the end, or close them")
+        self._engine.scheduler.max_waiting = max_waiting
+        self._async = AsyncEngine(self._engine, on_failure=on_failure)
+        return self._async
+
+    def reasoning_parser(self, prompt_text: str = "") -> ReasoningParser | None:
+        """A parser that splits one answer into reasoning and content; None if the model shows no reasoning.
+
+        Args:
+            prompt_text: The rendered prompt: some templates end with the tag that opens the reasoning.
+        """
+        name = self._manifest.reasoning_parser
+        return None if name is None else reasoning_parser(name, prompt=prompt_text)
+
+    def tool_call_parser(self) -> ToolCallParser | None:
+        """A parser that finds the tool calls in one answer; None if the model makes none."""
+        name = self._manifest.tool_call_parser
+        return None if name is None else tool_call_parser(name)
+
     def close(self) -> None:
-        """Free weights and cache. Harmless when called twice."""
+        """Free weights and cache, and end the thread of :meth:`start_async`. Harmless when called twice."""
+        if self._async is not None:
+            self._async.shutdown()
         self._engine.close()
         self._executor.close()
         if self._draft is not None:
@@ -406,10 +499,10 @@ class LLM:
     def _render(
         self,
         conversation: Conversation,
-        add_generation_prompt: bool,
-        tools: Sequence[Mapping[str, object]] | None,
-        template: str | None,
-        variables: Mapping[str, Any] | None,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> TokenizedPrompt:
         tokenizer = self.get_tokenizer()
         text = tokenizer.apply_chat_template(
@@ -426,6 +519,7 @@ class LLM:
     def _run(
         self, requests: list[Request], progress: bool | Callable[[int, int], None] | None, *, raise_errors: bool
     ) -> list[RequestOutput]:
+        self._check_synchronous()
         engine = self._engine
         added: list[str] = []
         unfinished: set[str] = set()
@@ -437,7 +531,7 @@ class LLM:
             unfinished.update(added)
             with ProgressBar(len(requests), shown=shown, callback=callback) as bar:
                 while unfinished:
-                    for event in self._step():
+                    for event in self._step_for(raise_errors=raise_errors):
                         if event.request_id not in unfinished:
                             continue
                         bar.add_tokens(event.token_id is not None)
@@ -475,11 +569,27 @@ class LLM:
         )
 
     def _stream(self, prompt: TokenizedPrompt, params: SamplingParams | None) -> TokenStream:
+        self._check_synchronous()
         request = self._request(prompt, params)
         self._engine.add(request)
         stream = TokenStream(self._engine, request.request_id, self._step)
         self._streams[request.request_id] = stream
         return stream
+
+    def _check_synchronous(self) -> None:
+        if self._async is not None:
+            raise EngineError(
+                "this LLM runs asynchronously since start_async()", hint="submit requests to the AsyncEngine it gave"
+            )
+
+    def _step_for(self, *, raise_errors: bool) -> list[TokenEvent]:
+        """A step; one that fails raises, or ends its requests with the reason, which the next step's events bring."""
+        try:
+            return self._step()
+        except Exception:
+            if raise_errors or not self._engine.has_events:
+                raise
+            return []
 
     def _step(self) -> list[TokenEvent]:
         """One step of everything that runs; streams get their events, callers get all of them."""
@@ -501,6 +611,19 @@ def _check_capabilities(installed: InstalledPlugin, needed: Mapping[str, bool]) 
             )
 
 
+def _open_draft(
+    speculative: str | Path, locate: Callable[[str | Path], LocatedModel], registry: Registry
+) -> Checkpoint:
+    try:
+        located = locate(speculative)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"speculative={str(speculative)!r}: {error.message}",
+            hint=f"'ngram' needs no model; {error.hint or 'check the name'}",
+        ) from error
+    return open_checkpoint(located, registry)
+
+
 def _check_choices(**chosen: str) -> None:
     for name, value in chosen.items():
         if value not in _CHOICES[name]:
@@ -509,5 +632,22 @@ def _check_choices(**chosen: str) -> None:
 
 def _check_positive(**numbers: int | None) -> None:
     for name, value in numbers.items():
-        if value is not None and value < 1:
-            raise InvalidRequestError(f"{name} must be at least 1, got {value}")
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InvalidRequestError(f"{name} must be an integer, got {value!r}")
+        if value < 1:
+            hint = "leave speculative out to draft nothing" if name == "num_speculative_tokens" else None
+            raise InvalidRequestError(f"{name} must be at least 1, got {value}", hint=hint)
+
+
+def _step_tokens(asked: int | None, max_num_seqs: int) -> int:
+    if asked is None:
+        return max(_STEP_TOKENS, max_num_seqs)
+    if asked < max_num_seqs:
+        raise InvalidRequestError(
+            f"max_num_batched_tokens {asked} is below max_num_seqs {max_num_seqs}, and each sequence reads a token per "
+            "step",
+            hint="raise the one or lower the other",
+        )
+    return asked

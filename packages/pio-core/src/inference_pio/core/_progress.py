@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, Self
 
@@ -32,7 +33,10 @@ class ProgressBar:
         if shown:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc="prompts", unit="prompt", dynamic_ncols=True)
+            # A terminal that does not know its size, as in some containers, would get an empty line.
+            sized = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+            width = None if sized else shutil.get_terminal_size().columns
+            self._bar = tqdm(total=total, desc="prompts", unit="prompt", ncols=width, dynamic_ncols=sized)
 
     def add_tokens(self, count: int) -> None:
         """Note tokens that were generated."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard, cast
 
 from inference_pio.interfaces import InvalidRequestError, SamplingParams
 
@@ -110,6 +110,16 @@ def as_conversations(messages: Conversation | Sequence[Conversation]) -> list[Co
     if all(isinstance(item, Sequence) and not isinstance(item, str) for item in items):
         return [conversation for item in items for conversation in as_conversations(item)]
     raise InvalidRequestError("messages must be dicts with 'role' and 'content', or lists of such lists")
+
+
+def is_conversation(prompt: object) -> TypeGuard[Conversation]:
+    """Whether ``prompt`` is a list of messages."""
+    return (
+        isinstance(prompt, Sequence)
+        and not isinstance(prompt, str)
+        and len(prompt) > 0
+        and all(isinstance(item, Mapping) for item in prompt)
+    )
 
 
 def _is_integer(value: object) -> bool:
