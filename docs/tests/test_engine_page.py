@@ -22,4 +22,4 @@ def test_its_examples_run(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "drafts were right" in done.stdout
-    assert re.search(r"^a ' a'$", done.stdout, re.MULTILINE)
+    assert re.search(r"^The sea is ' a'$", done.stdout, re.MULTILINE)
