@@ -35,8 +35,10 @@ class ProgressBar:
 
             # A terminal that does not know its size, as in some containers, would get an empty line.
             sized = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
-            width = None if sized else shutil.get_terminal_size().columns
-            self._bar = tqdm(total=total, desc="prompts", unit="prompt", ncols=width, dynamic_ncols=sized)
+            columns, lines = (None, None) if sized else shutil.get_terminal_size()
+            self._bar = tqdm(
+                total=total, desc="prompts", unit="prompt", ncols=columns, nrows=lines, dynamic_ncols=sized
+            )
 
     def add_tokens(self, count: int) -> None:
         """Note tokens that were generated."""
