@@ -59,7 +59,7 @@ def test_highest_layer_that_sets_a_key_wins(tmp_path_factory, given_layers):
         user_file=user_file,
     )
     winner = next((layer for layer in reversed(LAYERS) if layer in given_layers), None)
-    assert resolved.settings.max_num_seqs == (8 if winner is None else given_layers[winner])
+    assert resolved.settings.max_num_seqs == (64 if winner is None else given_layers[winner])
     expected = "default" if winner is None else ORIGINS[winner].format(user=user_file)
     assert resolved.origin("max_num_seqs") == expected
 
@@ -96,6 +96,15 @@ def test_settings_are_frozen(load):
         ("PIO_SEED", "-5", -5),
         ("PIO_DTYPE", "bfloat16", "bfloat16"),
         ("PIO_DEVICE", "cuda:1", "cuda:1"),
+        ("PIO_MAX_NUM_BATCHED_TOKENS", "1024", 1024),
+        ("PIO_MAX_NUM_BATCHED_TOKENS", "none", None),
+        ("PIO_KV_CACHE_DTYPE", "int8", "int8"),
+        ("PIO_ENABLE_PREFIX_CACHING", "off", False),
+        ("PIO_ENABLE_PREFIX_CACHING", "none", None),
+        ("PIO_SPECULATIVE", "ngram", "ngram"),
+        ("PIO_SPECULATIVE", "none", "none"),
+        ("PIO_NUM_SPECULATIVE_TOKENS", "8", 8),
+        ("PIO_DETERMINISTIC", "1", True),
         ("PIO_SYSTEM", "none", "none"),
         ("PIO_SYSTEM", "12", "12"),
         ("PIO_CACHE_DIR", "/x", "/x"),

@@ -23,8 +23,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         threads: CPU threads; None takes the machine's physical cores.
         max_model_len: Context length in tokens; None takes the model's own.
         max_num_seqs: Sequences that run together at most.
+        max_num_batched_tokens: Tokens that one step reads at most; None takes 512, or ``max_num_seqs`` if that is more.
         attention: Name of an attention backend, or ``auto``.
         kv_cache: Layout of the KV cache.
+        kv_cache_dtype: Type of keys and values in the cache; ``auto`` is that of the activations.
+        enable_prefix_caching: Whether prompts that begin alike are computed once; None where the model allows it.
+        speculative: ``ngram``, or a smaller model of the same vocabulary that drafts; None or ``none`` drafts nothing.
+        num_speculative_tokens: Tokens drafted at most.
+        deterministic: Whether an answer must not depend, bit for bit, on what else runs; slower.
         max_tokens: New tokens per answer; None goes on to the end of the context.
         temperature: Divides the logits, 0 is greedy; None leaves it to the model's generation config.
         top_k: Keep the k most likely tokens, 0 or -1 all; None as for ``temperature``.
@@ -42,9 +48,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Meta(ge=1, le=4096)] | None = None
     max_model_len: _Count | None = None
-    max_num_seqs: Annotated[int, Meta(ge=1, le=65536)] = 8
+    max_num_seqs: Annotated[int, Meta(ge=1, le=65536)] = 64
+    max_num_batched_tokens: Annotated[int, Meta(ge=1, le=2**20)] | None = None
     attention: _Name = "auto"
     kv_cache: Literal["auto", "contiguous", "paged"] = "auto"
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    enable_prefix_caching: bool | None = None
+    speculative: _Name | None = None
+    num_speculative_tokens: Annotated[int, Meta(ge=1, le=64)] = 5
+    deterministic: bool = False
     max_tokens: _Count | None = 512
     temperature: Annotated[float, Meta(ge=0.0, le=100.0)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
