@@ -37,6 +37,22 @@ def test_conversation_is_remembered_until_it_is_cleared(pio, tiny_model):
     assert done.err == "the conversation is forgotten\n"
 
 
+def test_a_turn_finds_those_before_it_in_the_cache(pio, tiny_model):
+    """Of the second prompt, all whole pages of the first turn are known; the statistics say so, and can be off."""
+    lines = b"a question of some length\nand another\n"
+    answers = [json.loads(line) for line in pio("chat", "-m", tiny_model, "--json", stdin=lines).out.splitlines()]
+    first = answers[0]["usage"]
+    assert first["cached_tokens"] == 0
+    turn = first["prompt_tokens"] + first["completion_tokens"] - 1  # the last token was never read
+    assert turn - 16 < answers[1]["usage"]["cached_tokens"] <= turn
+    assert (
+        f"prompt tokens ({answers[1]['usage']['cached_tokens']} cached), "
+        in pio("chat", "-m", tiny_model, "--stats", stdin=lines).err
+    )
+    without = pio("chat", "-m", tiny_model, "--json", "--set", "enable_prefix_caching=false", stdin=lines).out
+    assert [json.loads(line)["usage"]["cached_tokens"] for line in without.splitlines()] == [0, 0]
+
+
 def test_message_of_several_lines(pio, tiny_model):
     """Between triple quotes, line ends are part of the message; blank lines outside are no messages."""
     done = pio("chat", "-m", tiny_model, "--json", stdin=b'\n"""one\n\ntwo"""\n   \n')

@@ -41,7 +41,7 @@ def test_json_is_one_object_of_the_documented_shape(pio, tiny_model):
     assert list(found) == ["model", "text", "token_ids", "finish_reason", "usage", "timings"]
     assert (found["model"], found["text"], found["finish_reason"]) == ("reciter", RECITED, "stop")
     assert len(found["token_ids"]) == len(RECITED) + 1  # and the token that ended it
-    assert found["usage"] == {"prompt_tokens": rendered(("user", "hello")), "completion_tokens": 27}
+    assert found["usage"] == {"prompt_tokens": rendered(("user", "hello")), "completion_tokens": 27, "cached_tokens": 0}
     assert list(found["timings"]) == [
         "load_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "peak_rss_bytes",
     ]  # fmt: skip

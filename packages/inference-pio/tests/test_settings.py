@@ -34,6 +34,49 @@ def test_config_show_without_origin_and_as_json(pio):
     assert plain["temperature"] == "-"
 
 
+def test_the_engine_gets_its_settings(monkeypatch):
+    """From ``--set`` and from the environment, typed; what nobody said is the default, and one seat."""
+    from inference_pio.cli._settings import engine_arguments, resolve
+
+    silent = engine_arguments(resolve({}))
+    assert silent["max_num_seqs"] == 1
+    assert silent["max_num_batched_tokens"] is None
+    assert (silent["speculative"], silent["deterministic"], silent["enable_prefix_caching"]) == (None, False, None)
+    monkeypatch.setenv("PIO_KV_CACHE_DTYPE", "int8")
+    monkeypatch.setenv("PIO_DETERMINISTIC", "on")
+    said = engine_arguments(
+        resolve({}, ["max_num_batched_tokens=99", "speculative=ngram", "num_speculative_tokens=3", "max_num_seqs=4"])
+    )
+    assert said["max_num_seqs"] == 4
+    assert said["max_num_batched_tokens"] == 99
+    assert said["kv_cache_dtype"] == "int8"
+    assert engine_arguments(resolve({}, ["speculative=none"]))["speculative"] is None
+    assert (said["speculative"], said["num_speculative_tokens"], said["deterministic"]) == ("ngram", 3, True)
+
+
+def test_the_engine_runs_with_its_settings(pio, tiny_model):
+    """Drafts, an int8 cache and small steps change nothing of an answer that is sure of itself."""
+    plain = pio("run", "hello", "-m", tiny_model)
+    settings = ("speculative=ngram", "kv_cache_dtype=int8", "max_num_batched_tokens=5", "dtype=float32")
+    found = pio("run", "hello", "-m", tiny_model, *(part for one in settings for part in ("--set", one)))
+    assert (found.code, found.out, found.err) == (0, plain.out, "")
+
+
+def test_settings_of_the_engine_out_of_bounds(pio, tiny_model):
+    """One line each, exit code 2 or 3."""
+    for assignment, code, part in (
+        ("num_speculative_tokens=0", 2, "num_speculative_tokens"),
+        ("num_speculative_tokens=65", 2, "num_speculative_tokens"),
+        ("kv_cache_dtype=int4", 2, "int8"),
+        ("max_num_batched_tokens=0", 2, "max_num_batched_tokens"),
+        ("deterministic=perhaps", 2, "deterministic"),
+        ("speculative=ngrm", 3, "'ngram' needs no model"),
+    ):
+        done = pio("run", "hello", "-m", tiny_model, "--set", assignment)
+        assert (done.code, done.err.count("\n")) == (code, 1), assignment
+        assert part in done.err
+
+
 def test_broken_settings_file_is_named(pio, tmp_path):
     """Every command that needs settings says which file is at fault."""
     (tmp_path / "work" / "pio.toml").write_text("modle = 'x'\n")

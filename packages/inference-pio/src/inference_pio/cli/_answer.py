@@ -98,7 +98,11 @@ def as_object(llm: LLM, answer: Answer) -> dict[str, object]:
         "text": completion.text,
         "token_ids": list(completion.token_ids),
         "finish_reason": completion.finish_reason,
-        "usage": {"prompt_tokens": len(output.prompt_token_ids), "completion_tokens": len(completion.token_ids)},
+        "usage": {
+            "prompt_tokens": len(output.prompt_token_ids),
+            "completion_tokens": len(completion.token_ids),
+            "cached_tokens": _cached(output),
+        },
         "timings": timings(llm, answer),
     }
 
@@ -107,7 +111,8 @@ def timings(llm: LLM, answer: Answer) -> dict[str, float | int | None]:
     """Seconds, tokens per second and bytes."""
     output = answer.output
     metrics = output.metrics
-    prompt_tokens, completion_tokens = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
+    prompt_tokens = len(output.prompt_token_ids) - _cached(output)  # those that were read
+    completion_tokens = len(output.outputs[0].token_ids)
     return {
         "load_s": llm.load_s,
         "ttft_s": metrics.ttft_s if metrics else None,
@@ -122,7 +127,9 @@ def tell_stats(llm: LLM, answer: Answer) -> None:
     """The same on one line of standard error."""
     figures = timings(llm, answer)
     prompt, completion = len(answer.output.prompt_token_ids), answer.output.outputs[0]
-    parts = [f"{prompt} prompt tokens, {len(completion.token_ids)} new ({completion.finish_reason})"]
+    cached = _cached(answer.output)
+    found = f" ({cached} cached)" if cached else ""
+    parts = [f"{prompt} prompt tokens{found}, {len(completion.token_ids)} new ({completion.finish_reason})"]
     for text, key in (
         ("load {:.2f} s", "load_s"),
         ("first token {:.3f} s", "ttft_s"),
@@ -134,6 +141,11 @@ def tell_stats(llm: LLM, answer: Answer) -> None:
     if (peak := figures["peak_rss_bytes"]) is not None:
         parts.append(f"peak memory {as_size(peak)}")
     note(" | ".join(parts))
+
+
+def _cached(output: RequestOutput) -> int:
+    """Tokens of the prompt that were in the cache already, such as those of the turns before."""
+    return output.metrics.cached_tokens if output.metrics else 0
 
 
 def _rate(tokens: int, seconds: float) -> float | None:
