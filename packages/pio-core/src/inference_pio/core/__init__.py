@@ -2,6 +2,7 @@
 
 from inference_pio.core._async_engine import AsyncEngine, AsyncTokenStream
 from inference_pio.core._checkpoint import Checkpoint, open_checkpoint
+from inference_pio.core._draft_model import DraftModelProposer
 from inference_pio.core._drafting import Drafting
 from inference_pio.core._engine import Engine
 from inference_pio.core._inspect import EncodingUse, ModelReport, inspect_model
@@ -29,6 +30,7 @@ __all__ = [
     "BeamSearchParams",
     "Checkpoint",
     "CompletionOutput",
+    "DraftModelProposer",
     "DraftRequest",
     "Drafting",
     "EncodingUse",
