@@ -13,11 +13,8 @@ from weakref import WeakValueDictionary
 
 from inference_pio.config import Settings
 from inference_pio.config import cache_dir as default_cache_dir
+from inference_pio.core._assembly import EngineOptions, assemble_engine, check_choices, check_positive
 from inference_pio.core._async_engine import AsyncEngine
-from inference_pio.core._checkpoint import open_checkpoint
-from inference_pio.core._draft_model import DraftModelProposer
-from inference_pio.core._drafting import Drafting
-from inference_pio.core._engine import Engine
 from inference_pio.core._locate import locate_model
 from inference_pio.core._progress import ProgressBar
 from inference_pio.core._prompts import (
@@ -29,19 +26,13 @@ from inference_pio.core._prompts import (
     pair_with_priorities,
     tokenize_prompt,
 )
-from inference_pio.core._proposers import NgramProposer
-from inference_pio.core._registry import Registry
-from inference_pio.core._speculation import SpeculationControl
 from inference_pio.core._stream import TokenStream
-from inference_pio.core._threads import limit_spinning
 from inference_pio.interfaces import (
     BeamSearchParams,
     EngineError,
     InvalidRequestError,
-    ModelNotFoundError,
     Request,
     SamplingParams,
-    UnsupportedError,
 )
 from inference_pio.processing import reasoning_parser, tool_call_parser
 
@@ -49,29 +40,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-    from inference_pio.core._checkpoint import Checkpoint
-    from inference_pio.core._locate import LocatedModel
     from inference_pio.core._metrics import EngineMetrics
     from inference_pio.core._prompts import Conversation, Prompt
-    from inference_pio.core._proposers import Proposer
-    from inference_pio.core._registry import InstalledPlugin
     from inference_pio.core._scheduler import Policy
-    from inference_pio.core.torch_executor import TorchExecutor
     from inference_pio.interfaces import ModelShape, RequestOutput, TokenEvent
     from inference_pio.processing import ReasoningParser, Tokenizer, ToolCallParser
 
 _GENERATION_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-_CHOICES = {
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "kv_cache": ("auto", "paged", "contiguous"),
-    "kv_cache_dtype": ("auto", "float32", "bfloat16", "float16", "int8"),
-    "scheduling_policy": ("fcfs", "priority"),
-    "on_failure": ("continue", "stop"),
-}
-MAX_DRAFT = 64
-"""Tokens drafted at most; nothing guesses so many in a row that more would pay."""
-_STEP_TOKENS = 512
-"""Tokens of a step, unless asked for: as many as keep the processor busy; more would only make others wait longer."""
 
 
 class LLM:
@@ -148,103 +123,43 @@ class LLM:
         download_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         started = time.perf_counter()
-        _check_choices(
-            dtype=dtype, kv_cache=kv_cache, kv_cache_dtype=kv_cache_dtype, scheduling_policy=scheduling_policy
-        )
-        _check_positive(
+        options = EngineOptions(
+            dtype=dtype,
+            device=device,
             threads=threads,
+            max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            attention=attention,
+            kv_cache=kv_cache,
+            kv_cache_dtype=kv_cache_dtype,
             kv_cache_bytes=kv_cache_bytes,
+            swap_bytes=swap_bytes,
+            enable_prefix_caching=enable_prefix_caching,
+            scheduling_policy=scheduling_policy,
+            speculative=speculative,
             num_speculative_tokens=num_speculative_tokens,
+            deterministic=deterministic,
+            ignore_unknown_keys=ignore_unknown_keys,
         )
-        if num_speculative_tokens > MAX_DRAFT:
-            raise InvalidRequestError(
-                f"num_speculative_tokens must be at most {MAX_DRAFT}, got {num_speculative_tokens}"
-            )
-        step_tokens = _step_tokens(max_num_batched_tokens, max_num_seqs)
-        registry = Registry.discover()
         locate = partial(
             locate_model,
-            registry=registry,
             cache_dir=default_cache_dir(Settings()) if cache_dir is None else Path(cache_dir),
             endpoint=hub_endpoint,
             progress=download_progress,
         )
-        checkpoint = open_checkpoint(locate(model), registry, ignore_unknown_keys=ignore_unknown_keys)
-        capabilities = checkpoint.installed.manifest.capabilities
-        _check_capabilities(
-            checkpoint.installed,
-            {
-                "generate": True,
-                "paged-kv": kv_cache == "paged",
-                "prefix-caching": bool(enable_prefix_caching),
-                "speculative-decoding": speculative is not None,
-                "deterministic": deterministic,
-            },
-        )
-        # Before the weights of the model are read, for it may well not be there.
-        draft = None if speculative is None or speculative == "ngram" else _open_draft(speculative, locate, registry)
+        assembled = assemble_engine(model, options, locate=locate, progress=progress)
+        checkpoint = assembled.checkpoint
         self.name = checkpoint.name
-        self._manifest = checkpoint.installed.manifest
         self.shape: ModelShape = checkpoint.shape
+        self.tokenizer: Tokenizer | None = assembled.tokenizer
+        self._manifest = checkpoint.installed.manifest
         self._generation = checkpoint.generation
+        self._executor = assembled.executor
+        self._draft = assembled.draft
+        self._engine = assembled.engine
         self._seeds = itertools.count() if seed is None else itertools.count(seed)
         self._draw_seeds = seed is None
-        self.tokenizer: Tokenizer | None = checkpoint.tokenizer()
-        # Imported here, so that importing the API, or failing above, does not wait for torch.
-        limit_spinning()
-        from inference_pio.core.torch_executor import build_torch_executor
-
-        build = partial(
-            build_torch_executor,
-            device=device,
-            threads=threads,
-            max_num_seqs=max_num_seqs,
-            max_step_tokens=step_tokens,
-            attention=attention,
-            kv_cache="contiguous" if kv_cache == "auto" and "paged-kv" not in capabilities else kv_cache,
-            deterministic=deterministic,
-        )
-        self._executor = build(
-            checkpoint,
-            dtype=dtype,
-            max_model_len=max_model_len,
-            kv_cache_dtype=kv_cache_dtype,
-            kv_cache_bytes=kv_cache_bytes,
-            swap_bytes=swap_bytes,
-            progress=progress,
-        )
-        self._draft: TorchExecutor | None = None
-        drafting = None
-        if speculative is not None:
-            proposer: Proposer = NgramProposer()
-            if draft is not None:
-                length = min(self._executor.max_model_len, draft.shape.max_position)
-                self._draft = build(draft, dtype=dtype, max_model_len=length)
-                proposer = DraftModelProposer(
-                    self._draft,
-                    vocab_size=draft.shape.vocab_size,
-                    target_vocab_size=self.shape.vocab_size,
-                    max_length=length,
-                    max_step_tokens=step_tokens,
-                )
-            control = SpeculationControl(num_speculative_tokens)
-            drafting = Drafting(proposer, control, max_step_tokens=step_tokens)
-        self._engine = Engine(
-            self._executor,
-            self.tokenizer,
-            vocab_size=self.shape.vocab_size,
-            eos_token_ids=(*checkpoint.eos_token_ids, *(self.tokenizer.end_token_ids if self.tokenizer else ())),
-            max_model_len=self._executor.max_model_len,
-            max_num_seqs=max_num_seqs,
-            max_step_tokens=step_tokens,
-            chunked_prefill="chunked-prefill" in capabilities,
-            logprobs="logprobs" in capabilities,
-            prefix_caching="prefix-caching" in capabilities and enable_prefix_caching is not False,
-            policy=scheduling_policy,
-            drafting=drafting,
-        )
         # Weak: a stream that nobody holds any more is cancelled, see TokenStream.__del__.
         self._streams: WeakValueDictionary[str, TokenStream] = WeakValueDictionary()
         self._ids = itertools.count()
@@ -457,8 +372,8 @@ class LLM:
             InvalidRequestError: An argument is out of bounds.
         """
         self._check_synchronous()
-        _check_choices(on_failure=on_failure)
-        _check_positive(max_waiting=max_waiting)
+        check_choices(on_failure=on_failure)
+        check_positive(max_waiting=max_waiting)
         if self._engine.has_work:
             raise EngineError("the engine still has unfinished streams", hint="read them to the end, or close them")
         self._engine.scheduler.max_waiting = max_waiting
@@ -599,55 +514,3 @@ class LLM:
             if stream is not None:
                 stream.deliver(event)
         return events
-
-
-def _check_capabilities(installed: InstalledPlugin, needed: Mapping[str, bool]) -> None:
-    """What the conformance kit has not passed for a model is not done with it."""
-    for capability, wanted in needed.items():
-        if wanted and capability not in installed.manifest.capabilities:
-            raise UnsupportedError(
-                f"{installed.manifest.distribution} {installed.version} does not declare the capability {capability!r}",
-                hint="upgrade it, or choose kv_cache='contiguous'" if capability == "paged-kv" else "upgrade it",
-            )
-
-
-def _open_draft(
-    speculative: str | Path, locate: Callable[[str | Path], LocatedModel], registry: Registry
-) -> Checkpoint:
-    try:
-        located = locate(speculative)
-    except ModelNotFoundError as error:
-        raise ModelNotFoundError(
-            f"speculative={str(speculative)!r}: {error.message}",
-            hint=f"'ngram' needs no model; {error.hint or 'check the name'}",
-        ) from error
-    return open_checkpoint(located, registry)
-
-
-def _check_choices(**chosen: str) -> None:
-    for name, value in chosen.items():
-        if value not in _CHOICES[name]:
-            raise InvalidRequestError(f"unknown {name} {value!r}", hint=f"give {', '.join(_CHOICES[name])}")
-
-
-def _check_positive(**numbers: int | None) -> None:
-    for name, value in numbers.items():
-        if value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise InvalidRequestError(f"{name} must be an integer, got {value!r}")
-        if value < 1:
-            hint = "leave speculative out to draft nothing" if name == "num_speculative_tokens" else None
-            raise InvalidRequestError(f"{name} must be at least 1, got {value}", hint=hint)
-
-
-def _step_tokens(asked: int | None, max_num_seqs: int) -> int:
-    if asked is None:
-        return max(_STEP_TOKENS, max_num_seqs)
-    if asked < max_num_seqs:
-        raise InvalidRequestError(
-            f"max_num_batched_tokens {asked} is below max_num_seqs {max_num_seqs}, and each sequence reads a token per "
-            "step",
-            hint="raise the one or lower the other",
-        )
-    return asked

@@ -1,0 +1,263 @@
+"""From the name of a model to an engine that runs it: options checked, files opened, executors built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from inference_pio.core._checkpoint import open_checkpoint
+from inference_pio.core._draft_model import DraftModelProposer
+from inference_pio.core._drafting import Drafting
+from inference_pio.core._engine import Engine
+from inference_pio.core._proposers import NgramProposer
+from inference_pio.core._registry import Registry
+from inference_pio.core._speculation import SpeculationControl
+from inference_pio.core._threads import limit_spinning
+from inference_pio.interfaces import InvalidRequestError, ModelNotFoundError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from inference_pio.core._checkpoint import Checkpoint
+    from inference_pio.core._locate import LocatedModel
+    from inference_pio.core._proposers import Proposer
+    from inference_pio.core._registry import InstalledPlugin
+    from inference_pio.core._scheduler import Policy
+    from inference_pio.core.torch_executor import TorchExecutor
+    from inference_pio.processing import Tokenizer
+
+_CHOICES = {
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "kv_cache": ("auto", "paged", "contiguous"),
+    "kv_cache_dtype": ("auto", "float32", "bfloat16", "float16", "int8"),
+    "scheduling_policy": ("fcfs", "priority"),
+    "on_failure": ("continue", "stop"),
+}
+MAX_DRAFT = 64
+"""Tokens drafted at most; nothing guesses so many in a row that more would pay."""
+STEP_TOKENS = 512
+"""Tokens of a step, unless asked for: as many as keep the processor busy; more would only make others wait longer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How a model is loaded and run; the arguments of :class:`LLM` of the same names say what each means.
+
+    Raises:
+        InvalidRequestError: A value that is not one of the choices, or out of bounds.
+    """
+
+    dtype: str
+    device: str
+    threads: int | None
+    max_model_len: int | None
+    max_num_seqs: int
+    max_num_batched_tokens: int | None
+    attention: str
+    kv_cache: str
+    kv_cache_dtype: str
+    kv_cache_bytes: int | None
+    swap_bytes: int
+    enable_prefix_caching: bool | None
+    scheduling_policy: Policy
+    speculative: str | Path | None
+    num_speculative_tokens: int
+    deterministic: bool
+    ignore_unknown_keys: bool
+
+    def __post_init__(self) -> None:
+        check_choices(
+            dtype=self.dtype,
+            kv_cache=self.kv_cache,
+            kv_cache_dtype=self.kv_cache_dtype,
+            scheduling_policy=self.scheduling_policy,
+        )
+        check_positive(
+            threads=self.threads,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            kv_cache_bytes=self.kv_cache_bytes,
+            num_speculative_tokens=self.num_speculative_tokens,
+        )
+        if self.num_speculative_tokens > MAX_DRAFT:
+            raise InvalidRequestError(
+                f"num_speculative_tokens must be at most {MAX_DRAFT}, got {self.num_speculative_tokens}"
+            )
+        if self.step_tokens < self.max_num_seqs:
+            raise InvalidRequestError(
+                f"max_num_batched_tokens {self.step_tokens} is below max_num_seqs {self.max_num_seqs}, and each "
+                "sequence reads a token per step",
+                hint="raise the one or lower the other",
+            )
+
+    @property
+    def step_tokens(self) -> int:
+        """``max_num_batched_tokens``, resolved."""
+        asked = self.max_num_batched_tokens
+        return max(STEP_TOKENS, self.max_num_seqs) if asked is None else asked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssembledEngine:
+    """An engine and what it was made from.
+
+    Attributes:
+        checkpoint: The opened model.
+        tokenizer: The tokenizer that came with the weights, or None.
+        executor: Computes the model.
+        draft: Computes the draft model; None without one.
+        engine: Runs requests.
+    """
+
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer | None
+    executor: TorchExecutor
+    draft: TorchExecutor | None
+    engine: Engine
+
+
+def assemble_engine(
+    model: str | Path,
+    options: EngineOptions,
+    *,
+    locate: Callable[..., LocatedModel],
+    progress: Callable[[int, int], None] | None,
+) -> AssembledEngine:
+    """Find ``model``, load it and set up its engine.
+
+    Args:
+        model: As :class:`LLM` takes it.
+        options: How to load and run it.
+        locate: Finds a model's files: called with a model and the registry.
+        progress: Called with bytes loaded and bytes in all.
+
+    Raises:
+        PioError: The model is not there, its files are not sound, no plugin serves them, or they do not fit.
+    """
+    registry = Registry.discover()
+    checkpoint = open_checkpoint(locate(model, registry), registry, ignore_unknown_keys=options.ignore_unknown_keys)
+    capabilities = checkpoint.installed.manifest.capabilities
+    _check_capabilities(checkpoint.installed, options)
+    # Before the weights of the model are read, for it may well not be there.
+    draft = None
+    if options.speculative is not None and options.speculative != "ngram":
+        draft = _open_draft(options.speculative, registry, locate)
+    tokenizer = checkpoint.tokenizer()
+    # Imported here, so that importing the API, or failing above, does not wait for torch.
+    limit_spinning()
+    from inference_pio.core.torch_executor import build_torch_executor
+
+    build = partial(
+        build_torch_executor,
+        dtype=options.dtype,
+        device=options.device,
+        threads=options.threads,
+        max_num_seqs=options.max_num_seqs,
+        max_step_tokens=options.step_tokens,
+        attention=options.attention,
+        kv_cache="contiguous" if options.kv_cache == "auto" and "paged-kv" not in capabilities else options.kv_cache,
+        deterministic=options.deterministic,
+    )
+    executor = build(
+        checkpoint,
+        max_model_len=options.max_model_len,
+        kv_cache_dtype=options.kv_cache_dtype,
+        kv_cache_bytes=options.kv_cache_bytes,
+        swap_bytes=options.swap_bytes,
+        progress=progress,
+    )
+    draft_executor = None
+    if draft is not None:
+        draft_executor = build(draft, max_model_len=min(executor.max_model_len, draft.shape.max_position))
+    engine = Engine(
+        executor,
+        tokenizer,
+        vocab_size=checkpoint.shape.vocab_size,
+        eos_token_ids=(*checkpoint.eos_token_ids, *(tokenizer.end_token_ids if tokenizer else ())),
+        max_model_len=executor.max_model_len,
+        max_num_seqs=options.max_num_seqs,
+        max_step_tokens=options.step_tokens,
+        chunked_prefill="chunked-prefill" in capabilities,
+        logprobs="logprobs" in capabilities,
+        prefix_caching="prefix-caching" in capabilities and options.enable_prefix_caching is not False,
+        policy=options.scheduling_policy,
+        drafting=_drafting(options, checkpoint, draft, draft_executor),
+    )
+    return AssembledEngine(
+        checkpoint=checkpoint, tokenizer=tokenizer, executor=executor, draft=draft_executor, engine=engine
+    )
+
+
+def check_choices(**chosen: str) -> None:
+    """Refuse a value that is not one of the choices of its option.
+
+    Raises:
+        InvalidRequestError: It is not.
+    """
+    for name, value in chosen.items():
+        if value not in _CHOICES[name]:
+            raise InvalidRequestError(f"unknown {name} {value!r}", hint=f"give {', '.join(_CHOICES[name])}")
+
+
+def check_positive(**numbers: int | None) -> None:
+    """Refuse a number that is not an integer of at least 1; None passes.
+
+    Raises:
+        InvalidRequestError: It is not.
+    """
+    for name, value in numbers.items():
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InvalidRequestError(f"{name} must be an integer, got {value!r}")
+        if value < 1:
+            hint = "leave speculative out to draft nothing" if name == "num_speculative_tokens" else None
+            raise InvalidRequestError(f"{name} must be at least 1, got {value}", hint=hint)
+
+
+def _check_capabilities(installed: InstalledPlugin, options: EngineOptions) -> None:
+    """What the conformance kit has not passed for a model is not done with it."""
+    needed: Mapping[str, bool] = {
+        "generate": True,
+        "paged-kv": options.kv_cache == "paged",
+        "prefix-caching": bool(options.enable_prefix_caching),
+        "speculative-decoding": options.speculative is not None,
+        "deterministic": options.deterministic,
+    }
+    for capability, wanted in needed.items():
+        if wanted and capability not in installed.manifest.capabilities:
+            raise UnsupportedError(
+                f"{installed.manifest.distribution} {installed.version} does not declare the capability {capability!r}",
+                hint="upgrade it, or choose kv_cache='contiguous'" if capability == "paged-kv" else "upgrade it",
+            )
+
+
+def _open_draft(speculative: str | Path, registry: Registry, locate: Callable[..., LocatedModel]) -> Checkpoint:
+    try:
+        located = locate(speculative, registry)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"speculative={str(speculative)!r}: {error.message}",
+            hint=f"'ngram' needs no model; {error.hint or 'check the name'}",
+        ) from error
+    return open_checkpoint(located, registry)
+
+
+def _drafting(
+    options: EngineOptions, checkpoint: Checkpoint, draft: Checkpoint | None, executor: TorchExecutor | None
+) -> Drafting | None:
+    if options.speculative is None:
+        return None
+    proposer: Proposer = NgramProposer()
+    if draft is not None and executor is not None:
+        proposer = DraftModelProposer(
+            executor,
+            vocab_size=draft.shape.vocab_size,
+            target_vocab_size=checkpoint.shape.vocab_size,
+            max_length=executor.max_model_len,
+            max_step_tokens=options.step_tokens,
+        )
+    control = SpeculationControl(options.num_speculative_tokens)
+    return Drafting(proposer, control, max_step_tokens=options.step_tokens)
