@@ -23,6 +23,7 @@ EXIT_CODES = {
     "ModelNotFoundError": 3,
     "PathEscapeError": 1,
     "PromptTooLongError": 2,
+    "QueueFullError": 1,
     "RemoteCodeRefusedError": 1,
     "TemplateError": 1,
     "UnsupportedError": 5,
