@@ -501,7 +501,7 @@ class LLM:
         """A step; one that fails raises, or ends its requests with the reason, which the next step's events bring."""
         try:
             return self._step()
-        except Exception:
+        except Exception:  # swallows nothing: it goes on up, or is the error in the events of the requests it ended
             if raise_errors or not self._engine.has_events:
                 raise
             return []
