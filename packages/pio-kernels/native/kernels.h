@@ -1,0 +1,108 @@
+// The kernels of one instruction set, as a table. The runtime decides what is computed and by which thread; a kernel
+// computes it. `scalar/` says what each kernel computes; the others agree with it within rounding.
+#pragma once
+
+#include "program.h"
+
+namespace pio {
+
+// Rows of activations as the products read them, each prepared only if some segment wants it. Rows are padded with zeros
+// to whole tiles: `stride` numbers per row.
+struct Rows {
+    int32_t count;
+    int32_t columns;
+    int32_t stride;  // columns, rounded up to 32
+    // int8: x = scales[b] * values in block b of 32 inputs, scales[b] = max |x| / 127
+    int8_t* values;   // (count, stride)
+    float* scales;    // (count, stride / 32)
+    float* offsets;   // (count, stride / 32): scale * sum of the block's values; a minimum of a weight block times this
+    int32_t* sums;    // (count, stride / 16): sums of values over half blocks, for formats with a zero point
+    uint16_t* bf16;   // (count, stride), rounded to nearest even
+    float* f32;       // (count, stride)
+};
+
+enum RowsKind : uint32_t { kRowsI8 = 1, kRowsBF16 = 2, kRowsF32 = 4 };
+
+// One product: outputs of strips [first_strip, last_strip) for rows [0, rows).
+struct LinearTask {
+    const Segment* weights;
+    const Segment* up;  // second factor of kGated, else null
+    const Rows* x;
+    int32_t rows;
+    const int32_t* in_rows;   // (rows,): row of `x` that each comes from, or null for the same
+    const int32_t* out_rows;  // (rows,): row of `y` that each goes to, or null for the same
+    const float* row_scales;  // (rows,): factor of each row beside `scale`, or null
+    float* y;                 // + out_column of the segment, + 16 * strip
+    int64_t y_stride;
+    uint32_t epilogue;
+    uint32_t activation;
+    float scale;
+};
+
+// What the attention of one layer reads and writes in a step.
+struct AttentionTask {
+    const AttentionOp* op;
+    const Batch* batch;
+    float* qkv;
+    int64_t qkv_stride;
+    const float* rotary;  // (N, 2 pairs): cos, then sin; null for none
+    float* out;
+    int64_t out_stride;
+};
+
+// Queries [row_begin, row_end) of one sequence, in rows of the step, for one KV head and its H / K query heads, over keys
+// at positions [key_begin, key_end) of that sequence. If the keys of these queries are split over several items, each
+// leaves a partial result to be merged: `partial` is its number, else -1.
+struct AttentionItem {
+    int32_t sequence;
+    int32_t kv_head;
+    int32_t row_begin;
+    int32_t row_end;
+    int32_t key_begin;
+    int32_t key_end;
+    int32_t partial;
+    int32_t parts;  // of the first of several items: how many there are; 0 of the others; 1 if not split
+};
+
+struct Kernels {
+    const char* name;
+
+    // y = norm(x), (columns,)
+    void (*norm)(const float* x, const Norm& norm, int32_t columns, float* y);
+    // Fills row `row` of `out` in the representations `kinds` (RowsKind) from x (out.columns,).
+    void (*prepare)(const float* x, uint32_t kinds, int32_t row, Rows& out);
+    // y = scale * row `row` of a packed matrix, (columns,)
+    void (*embed)(const Segment& table, int64_t row, float scale, float* y);
+    void (*linear)(const LinearTask& task, int32_t first_strip, int32_t last_strip);
+    // y = scale * y, then the soft cap, over n numbers
+    void (*finish_logits)(float* y, int64_t n, float scale, float softcap);
+
+    // Norms and turns the query heads of one KV head in place, norms and turns its key, writes key and value to the cache;
+    // for row `row` of the step.
+    void (*write_kv)(const AttentionTask& task, int32_t row, int32_t kv_head);
+    // Attends for one item; `scratch` is of `attention_scratch` bytes. Partial results go to `partials`.
+    void (*attend)(const AttentionTask& task, const AttentionItem& item, uint8_t* scratch, float* partials);
+    // Merges item.parts partial results from item.partial on into the output.
+    void (*merge)(const AttentionTask& task, const AttentionItem& item, const float* partials);
+
+    // See Sampling; draws number `draw`. `scratch` holds 2 V floats.
+    int64_t (*sample)(const float* logits, const Sampling& sampling, int32_t draw, float* scratch);
+};
+
+// By index of pio_isa_name; null where this build has none.
+const Kernels* scalar_kernels();
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* neon_kernels();
+
+// --- Attention's plan (attention_plan.cpp), which no instruction set changes ---
+
+// Splits the attention of a step over `threads` threads; the same items serve every layer of a group.
+// Returns their number; at most `capacity` are written.
+int32_t plan_attention(const AttentionOp& op, const Batch& batch, int32_t threads, AttentionItem* items,
+                       int32_t capacity);
+// Bytes of scratch per thread that `attend` needs; floats that one partial result takes.
+int64_t attention_scratch(const AttentionOp& op, const LayerCache& cache);
+int64_t attention_partial(const AttentionOp& op);
+
+}  // namespace pio
