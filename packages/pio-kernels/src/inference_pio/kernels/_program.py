@@ -457,7 +457,7 @@ class ProgramBuilder:
         return name
 
 
-def _problem(op: Op, buffers: dict[str, int]) -> str | None:  # noqa: PLR0911 - one line per rule
+def _problem(op: Op, buffers: dict[str, int]) -> str | None:  # noqa: PLR0911, PLR0912 - one per rule
     """What is wrong with ``op``, or None."""
     for role in ("input", "out", "qkv", "rotary", "weights", "experts", "inner"):
         name = getattr(op, role, None)
