@@ -52,6 +52,24 @@ load_settings(env={{}}, cwd=Path({str(tmp_path)!r}))
     assert "yaml" in modules_after(code)
 
 
+def test_rotary_frequencies_import_numpy_and_no_torch():
+    """Native kernels take the frequencies from here without paying for torch."""
+    code = """
+from inference_pio.config import rope_frequencies
+from inference_pio.interfaces import RopeParameters
+assert rope_frequencies(64, RopeParameters(theta=1e5))[0].shape == (32,)
+"""
+    found = modules_after(code)
+    assert "numpy" in found
+    assert "torch" not in found
+
+
+def test_unknown_name_is_an_attribute_error():
+    """A wrong name fails as in any module."""
+    with pytest.raises(AttributeError, match=r"module 'inference_pio.config' has no attribute 'rope_frequency'"):
+        inference_pio.config.rope_frequency  # noqa: B018 - the lookup is what is tested
+
+
 def test_public_names():
     """`__all__` is sorted, complete and true."""
     names = inference_pio.config.__all__

@@ -12,6 +12,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.phi3 import modeling_phi3
 from transformers.models.qwen3 import modeling_qwen3
 
+from inference_pio.config import rope_frequencies
 from inference_pio.interfaces import (
     DynamicScaling,
     LinearScaling,
@@ -20,7 +21,7 @@ from inference_pio.interfaces import (
     RopeParameters,
     YarnScaling,
 )
-from inference_pio.layers import RotaryEmbedding, apply_rotary, rope_frequencies
+from inference_pio.layers import RotaryEmbedding, apply_rotary
 
 DTYPES = {torch.float32: 1e-6, torch.bfloat16: 4e-2, torch.float16: 4e-3}
 FACTORS = tuple(1.0 + 0.1 * i for i in range(16)), tuple(1.0 + i for i in range(16))

@@ -1,4 +1,11 @@
-"""Layered settings that know their origin, and model configs from ``config.json`` and GGUF metadata. No torch."""
+"""Layered settings that know their origin, and model configs from ``config.json`` and GGUF metadata. No torch.
+
+``rope_frequencies`` and ``rotary_dim`` are resolved on first use: they need NumPy, which settings do not wait for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from inference_pio.config._build import build_config, token_ids
 from inference_pio.config._files import read_json
@@ -8,6 +15,9 @@ from inference_pio.config._paths import cache_dir
 from inference_pio.config._resolve import ResolvedSettings, SettingRow, load_settings
 from inference_pio.config._rope import parse_rope
 from inference_pio.config._settings import Settings
+
+if TYPE_CHECKING:
+    from inference_pio.config._frequencies import rope_frequencies, rotary_dim
 
 __all__ = [
     "ResolvedSettings",
@@ -21,5 +31,19 @@ __all__ = [
     "read_generation_config",
     "read_json",
     "read_model_config",
+    "rope_frequencies",
+    "rotary_dim",
     "token_ids",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in {"rope_frequencies", "rotary_dim"}:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from inference_pio.config import _frequencies
+
+    return getattr(_frequencies, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,8 +1,8 @@
 """The one rotary embedding: every scaling rule, both layouts, full or partial.
 
-The frequencies come from :mod:`inference_pio.layers.frequencies`; here they meet positions and tensors. Per step of the
-model ``cos_sin`` is called once, and ``apply_rotary`` once or twice per layer, so the signs of the rotation are folded
-into ``sin`` where they cost nothing: pair ``(a, b)`` becomes ``(a, b) * cos + (b, a) * (-sin, sin)``.
+The frequencies come from :func:`inference_pio.config.rope_frequencies`; here they meet positions and tensors. Per step
+of the model ``cos_sin`` is called once, and ``apply_rotary`` once or twice per layer, so the signs of the rotation are
+folded into ``sin`` where they cost nothing: pair ``(a, b)`` becomes ``(a, b) * cos + (b, a) * (-sin, sin)``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from inference_pio.config import rope_frequencies, rotary_dim
 from inference_pio.interfaces import DynamicScaling, LongRopeScaling
-from inference_pio.layers.frequencies import rope_frequencies, rotary_dim
 
 if TYPE_CHECKING:
     from inference_pio.interfaces import RopeParameters

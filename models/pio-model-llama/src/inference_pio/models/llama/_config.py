@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from inference_pio.config import build_config, token_ids
+from inference_pio.config import build_config, rope_frequencies, token_ids
 from inference_pio.interfaces import AttentionSpec, DynamicScaling, ModelShape, RopeParameters, YarnScaling
-from inference_pio.layers.frequencies import rope_frequencies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

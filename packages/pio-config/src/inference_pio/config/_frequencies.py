@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from inference_pio.interfaces import RopeParameters
 
-__all__ = ["rope_frequencies", "rotary_dim"]
-
 
 def rotary_dim(head_dim: int, rope: RopeParameters) -> int:
     """Dimensions of a head that are turned: ``head_dim * partial_rotary_factor``, rounded down.

@@ -7,6 +7,7 @@ from transformers import LlamaConfig, Phi3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
+from inference_pio.config import rope_frequencies, rotary_dim
 from inference_pio.interfaces import (
     DynamicScaling,
     LinearScaling,
@@ -15,7 +16,6 @@ from inference_pio.interfaces import (
     RopeParameters,
     YarnScaling,
 )
-from inference_pio.layers.frequencies import rope_frequencies, rotary_dim
 
 ONE_ULP = 2.4e-7  # relative; reference powers are float32 themselves
 SIZES = [(64, 1.0), (128, 1.0), (96, 1.0), (80, 1.0), (256, 0.25), (128, 0.5), (96, 0.75)]
