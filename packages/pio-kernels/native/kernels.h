@@ -90,6 +90,9 @@ struct Kernels {
 };
 
 // By index of pio_isa_name; null where this build has none.
+// The kernels of instruction set `isa`; null unless pio_isa_usable.
+const Kernels* kernels_of(int32_t isa);
+
 const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();

@@ -1,0 +1,721 @@
+// Replays a program: cuts each operation into phases and chunks for the team of threads, and calls the kernels.
+//
+// What an operation needs prepared, its input normed and in int8, say, is one phase, its product the next. For a few
+// rows every thread prepares them for itself instead, when it takes its first chunk: that costs less than to wait.
+
+#include <math.h>
+
+#include "kernels.h"
+#include "memory.h"
+#include "routing.h"
+#include "threads.h"
+
+namespace pio {
+
+namespace {
+
+constexpr int32_t kFewRows = 4;             // rows that every thread prepares for itself
+constexpr int64_t kChunkBytes = 48 * 1024;  // of weights: what a chunk of a product should at least read
+constexpr int32_t kChunksPerThread = 8;
+
+enum PhaseKind : int32_t {
+    kEmbedRows,
+    kRotaryRows,
+    kPrepareRows,
+    kProduct,
+    kWriteKV,
+    kAttend,
+    kWriteAndAttend,
+    kMerge,
+    kRouteRows,
+    kGroupByExpert,
+    kExpertsIn,
+    kPrepareInner,
+    kExpertsOut,
+    kFinishLogits,
+};
+
+// A part of an operation whose chunks can be done in any order.
+struct Phase {
+    PhaseKind kind;
+    int32_t items;  // rows, strips, ... that are split evenly over the chunks
+    const void* op;
+    int32_t few;   // of products: prepare rows in this thread's own memory
+    int32_t plan;  // of attention: index of its plan
+};
+
+// The attention of a step, planned once for all operations that agree in what matters.
+struct AttentionPlan {
+    const AttentionOp* op;
+    AttentionItem* items;
+    int32_t count;
+    int32_t capacity;
+    float* partials;
+    int64_t partial_bytes;
+    int32_t* merges;  // items with parts > 1
+    int32_t num_merges;
+    bool fused;  // keys may be written by the item that reads them
+};
+
+// What belongs to one thread.
+struct alignas(64) Local {
+    Rows rows;             // of kFewRows rows
+    int32_t prepared_for;  // the phase that `rows` was last prepared for, or -1
+    float* row;            // one row of floats to work in
+    uint8_t* attention;    // scratch of `attend`
+    float* sampling;       // scratch of `sample`
+};
+
+int32_t padded(int32_t columns) { return (columns + kTileInputs - 1) / kTileInputs * kTileInputs; }
+int32_t strips_of(const Segment& segment) { return (segment.rows + kTileRows - 1) / kTileRows; }
+int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
+
+// The representations of its input that a product with `segments` reads.
+uint32_t kinds_of(const Segment* segments, int32_t count) {
+    uint32_t kinds = 0;
+    for (int32_t i = 0; i < count; ++i) {
+        const uint32_t format = segments[i].format;
+        kinds |= format == kTileBF16 ? kRowsBF16 : format == kTileF16 || format == kTileF32 ? kRowsF32 : kRowsI8;
+    }
+    return kinds;
+}
+
+// Memory that is given back together.
+class Arena {
+   public:
+    template <typename T>
+    T* take(int64_t count) {
+        const int64_t bytes = (count < 1 ? 1 : count) * static_cast<int64_t>(sizeof(T)) + static_cast<int64_t>(sizeof(Block));
+        auto* block = static_cast<Block*>(memory_new(bytes));
+        if (block == nullptr) {
+            failed = true;
+            return nullptr;
+        }
+        block->next = blocks_;
+        block->bytes = bytes;
+        blocks_ = block;
+        return reinterpret_cast<T*>(block + 1);
+    }
+    void free_all() {
+        while (blocks_ != nullptr) {
+            Block* next = blocks_->next;
+            memory_free(blocks_, blocks_->bytes);
+            blocks_ = next;
+        }
+    }
+    bool failed = false;
+
+   private:
+    struct alignas(64) Block {
+        Block* next;
+        int64_t bytes;
+    };
+    Block* blocks_ = nullptr;
+};
+
+Rows take_rows(Arena& arena, int32_t count, int32_t width, uint32_t kinds) {
+    Rows rows{};
+    const int64_t numbers = static_cast<int64_t>(count) * padded(width);
+    if (kinds & kRowsI8) {
+        rows.values = arena.take<int8_t>(numbers);
+        rows.scales = arena.take<float>(numbers / kTileInputs);
+        rows.offsets = arena.take<float>(numbers / kTileInputs);
+        rows.sums = arena.take<int32_t>(numbers / (kTileInputs / 2));
+    }
+    if (kinds & kRowsBF16) rows.bf16 = arena.take<uint16_t>(numbers);
+    if (kinds & kRowsF32) rows.f32 = arena.take<float>(numbers);
+    return rows;
+}
+
+// The same memory seen as `count` rows of `columns` numbers.
+Rows shaped(Rows rows, int32_t count, int32_t columns) {
+    rows.count = count;
+    rows.columns = columns;
+    rows.stride = padded(columns);
+    return rows;
+}
+
+}  // namespace
+
+}  // namespace pio
+
+using namespace pio;
+
+struct Runtime {
+    Program program;
+    const Kernels* kernels;
+    Team* team;
+    int32_t threads;
+    Arena arena;
+
+    float** buffers;
+    Rows rows;        // of all tokens, for products
+    Rows inner_rows;  // of all pairs of token and expert
+    ExpertRows expert_rows;
+    Local* locals;
+    AttentionPlan* plans;
+    int32_t num_plans;
+    int32_t* plan_of;  // by index of the operation
+
+    Phase* phases;
+    int32_t* chunks;
+    int32_t num_phases;
+    const Batch* batch;
+
+    // --- Setting up ---
+
+    bool set_up(const Program& given, const Kernels& table, int32_t thread_count);
+    bool set_up_attention();
+    void measure(int32_t& width, uint32_t& kinds, int32_t& pairs, int32_t& inner, uint32_t& inner_kinds, int32_t& experts);
+
+    // --- Planning a step ---
+
+    void plan(const Batch& step);
+    void add(PhaseKind kind, const void* op, int32_t items, int32_t count, int32_t few = 0, int32_t plan = -1);
+    void add_rows(PhaseKind kind, const void* op, int32_t rows_in_all);
+    void add_product(const void* op, int32_t strips, int64_t strip_bytes, int32_t row_count);
+    void plan_op(int32_t index);
+    void plan_attention_phases(const AttentionOp& op, int32_t index);
+    int32_t product_chunks(int32_t strips, int64_t strip_bytes, int32_t row_count) const;
+
+    // --- Doing it ---
+
+    void run(int32_t phase, int32_t chunk, int32_t thread);
+    void embed(const EmbedOp& op, int32_t first, int32_t last);
+    void rotary(const RotaryOp& op, int32_t first, int32_t last);
+    void prepare(const void* op, int32_t first, int32_t last, Rows& into, Local& local);
+    void product(const Phase& phase, int32_t number, int32_t first, int32_t last, Local& local);
+    void linear(const LinearOp& op, const Rows& x, int32_t first, int32_t last);
+    void head(const HeadOp& op, const Rows& x, int32_t first, int32_t last);
+    void attention(const Phase& phase, int32_t first, int32_t last, Local& local);
+    void experts_in(const ExpertsOp& op, int32_t first, int32_t last);
+    void experts_out(const ExpertsOp& op, int32_t first, int32_t last);
+    AttentionTask attention_task(const AttentionOp& op) const;
+
+    uint32_t kind_of(const void* op) const { return *static_cast<const uint32_t*>(op); }
+    float* row_of(int32_t buffer, int64_t row) const { return buffers[buffer] + row * program.buffer_widths[buffer]; }
+};
+
+// --- Setting up ------------------------------------------------------------------------------------------------------
+
+// The largest shapes over all operations, which memory is taken for.
+void Runtime::measure(int32_t& width, uint32_t& kinds, int32_t& pairs, int32_t& inner, uint32_t& inner_kinds,
+                      int32_t& experts) {
+    for (int32_t i = 0; i < program.num_ops; ++i) {
+        switch (kind_of(program.ops[i])) {
+            case kOpLinear: {
+                const auto& op = *static_cast<const LinearOp*>(program.ops[i]);
+                width = larger(width, op.width);
+                kinds |= kinds_of(op.segments, op.num_segments);
+                break;
+            }
+            case kOpHead: {
+                const auto& op = *static_cast<const HeadOp*>(program.ops[i]);
+                width = larger(width, op.width);
+                kinds |= kinds_of(op.segments, op.num_segments);
+                break;
+            }
+            case kOpExperts: {
+                const auto& op = *static_cast<const ExpertsOp*>(program.ops[i]);
+                width = larger(width, op.width);
+                kinds |= kinds_of(op.gate, op.num_experts) | kinds_of(op.up, op.num_experts);
+                pairs = larger(pairs, op.chosen);
+                inner = larger(inner, op.inner_width);
+                inner_kinds |= kinds_of(op.down, op.num_experts);
+                experts = larger(experts, op.num_experts);
+                break;
+            }
+            default:
+                break;
+        }
+    }
+}
+
+bool Runtime::set_up(const Program& given, const Kernels& table, int32_t thread_count) {
+    program = given;
+    kernels = &table;
+    threads = thread_count;
+    team = team_new(thread_count);
+    if (team == nullptr) return false;
+
+    buffers = arena.take<float*>(program.num_buffers);
+    if (arena.failed) return false;
+    int32_t widest = 1;
+    for (int32_t i = 0; i < program.num_buffers; ++i) {
+        buffers[i] = arena.take<float>(static_cast<int64_t>(program.max_tokens) * program.buffer_widths[i]);
+        widest = larger(widest, program.buffer_widths[i]);
+    }
+    int32_t width = 1, pairs = 0, inner = 0, experts = 0;
+    uint32_t kinds = 0, inner_kinds = 0;
+    measure(width, kinds, pairs, inner, inner_kinds, experts);
+    rows = take_rows(arena, program.max_tokens, width, kinds);
+    const int32_t most_pairs = program.max_tokens * pairs;
+    if (pairs > 0) {
+        inner_rows = take_rows(arena, most_pairs, inner, inner_kinds);
+        expert_rows.starts = arena.take<int32_t>(experts + 1);
+        expert_rows.tokens = arena.take<int32_t>(most_pairs);
+        expert_rows.pairs = arena.take<int32_t>(most_pairs);
+        expert_rows.weights = arena.take<float>(most_pairs);
+    }
+    // Of no operation come more than five phases.
+    phases = arena.take<Phase>(program.num_ops * 5);
+    chunks = arena.take<int32_t>(program.num_ops * 5);
+    locals = arena.take<Local>(threads);
+    if (arena.failed || !set_up_attention()) return false;
+    int64_t scratch = 0;
+    for (int32_t i = 0; i < num_plans; ++i) {
+        const int64_t needed = attention_scratch(*plans[i].op, *plans[i].op->cache);
+        scratch = needed > scratch ? needed : scratch;
+    }
+    for (int32_t thread = 0; thread < threads; ++thread) {
+        Local& local = locals[thread];
+        local.rows = take_rows(arena, kFewRows, width, kinds);
+        local.row = arena.take<float>(larger(padded(width), widest));
+        local.attention = arena.take<uint8_t>(scratch);
+        local.sampling = arena.take<float>(2 * static_cast<int64_t>(program.vocab_size));
+    }
+    return !arena.failed;
+}
+
+// One plan for all operations with the same heads, window and group.
+bool Runtime::set_up_attention() {
+    plan_of = arena.take<int32_t>(program.num_ops);
+    plans = arena.take<AttentionPlan>(program.num_ops);
+    if (arena.failed) return false;
+    for (int32_t i = 0; i < program.num_ops; ++i) {
+        if (kind_of(program.ops[i]) != kOpAttention) continue;
+        const auto* op = static_cast<const AttentionOp*>(program.ops[i]);
+        int32_t found = 0;
+        for (; found < num_plans; ++found) {
+            const AttentionOp& other = *plans[found].op;
+            if (other.heads == op->heads && other.kv_heads == op->kv_heads && other.head_size == op->head_size &&
+                other.window == op->window && other.cache->group == op->cache->group &&
+                other.cache->format == op->cache->format && other.cache->page_size == op->cache->page_size)
+                break;
+        }
+        plan_of[i] = found;
+        if (found < num_plans) continue;
+        AttentionPlan& plan = plans[num_plans++];
+        plan.op = op;
+        plan.capacity = (program.max_tokens + kChunksPerThread * threads) * op->kv_heads;
+        plan.items = arena.take<AttentionItem>(plan.capacity);
+        plan.merges = arena.take<int32_t>(plan.capacity);
+        plan.partials = arena.take<float>(plan.capacity * attention_partial(*op));
+    }
+    return !arena.failed;
+}
+
+// --- Planning a step -------------------------------------------------------------------------------------------------
+
+void Runtime::plan(const Batch& step) {
+    batch = &step;
+    num_phases = 0;
+    for (int32_t i = 0; i < num_plans; ++i) {
+        AttentionPlan& plan = plans[i];
+        plan.count = plan_attention(*plan.op, step, threads, plan.items, plan.capacity);
+        plan.num_merges = 0;
+        for (int32_t item = 0; item < plan.count; ++item)
+            if (plan.items[item].parts > 1) plan.merges[plan.num_merges++] = item;
+        plan.fused = plan.num_merges == 0 && step.num_tokens == step.num_sequences;
+    }
+    for (int32_t i = 0; i < program.num_ops; ++i) plan_op(i);
+    for (int32_t thread = 0; thread < threads; ++thread) locals[thread].prepared_for = -1;
+}
+
+// `items` things in at most `count` chunks.
+void Runtime::add(PhaseKind kind, const void* op, int32_t items, int32_t count, int32_t few, int32_t plan) {
+    if (items < 1) return;
+    phases[num_phases] = Phase{kind, items, op, few, plan};
+    chunks[num_phases++] = larger(1, smaller(items, count));
+}
+
+void Runtime::add_rows(PhaseKind kind, const void* op, int32_t rows_in_all) {
+    add(kind, op, rows_in_all, threads == 1 ? 1 : 4 * threads);
+}
+
+// A few chunks per thread, so that who is late finds less to do; but none so small that taking it shows.
+int32_t Runtime::product_chunks(int32_t strips, int64_t strip_bytes, int32_t row_count) const {
+    if (threads == 1) return 1;
+    const int64_t cost = strips * strip_bytes * (1 + row_count / 4);
+    const int64_t wanted = cost / kChunkBytes;
+    const int32_t count = wanted > kChunksPerThread * threads ? kChunksPerThread * threads : static_cast<int32_t>(wanted);
+    return count < threads ? threads : count / threads * threads;
+}
+
+void Runtime::add_product(const void* op, int32_t strips, int64_t strip_bytes, int32_t row_count) {
+    const int32_t few = row_count <= kFewRows;
+    if (!few) add_rows(kPrepareRows, op, row_count);
+    if (row_count > 0) add(kProduct, op, strips, product_chunks(strips, strip_bytes, row_count), few);
+}
+
+namespace {
+
+int64_t strip_bytes_of(const Segment& segment) {
+    return pio_tile_bytes(segment.format) * (padded(segment.columns) / kTileInputs);
+}
+
+}  // namespace
+
+void Runtime::plan_op(int32_t index) {
+    const void* op = program.ops[index];
+    const int32_t tokens = batch->num_tokens;
+    switch (kind_of(op)) {
+        case kOpEmbed:
+            add_rows(kEmbedRows, op, tokens);
+            break;
+        case kOpRotary:
+            add_rows(kRotaryRows, op, tokens);
+            break;
+        case kOpLinear: {
+            const auto& linear = *static_cast<const LinearOp*>(op);
+            const bool gated = linear.epilogue == kGated;
+            int32_t strips = 0;
+            for (int32_t i = 0; i < (gated ? 1 : linear.num_segments); ++i) strips += strips_of(linear.segments[i]);
+            add_product(op, strips, strip_bytes_of(linear.segments[0]) * (gated ? 2 : 1), tokens);
+            break;
+        }
+        case kOpAttention:
+            plan_attention_phases(*static_cast<const AttentionOp*>(op), index);
+            break;
+        case kOpRoute:
+            add_rows(kRouteRows, op, tokens);
+            break;
+        case kOpExperts: {
+            const auto& experts = *static_cast<const ExpertsOp*>(op);
+            add(kGroupByExpert, op, 1, 1);
+            add_rows(kPrepareRows, op, tokens);
+            add(kExpertsIn, op, strips_of(experts.gate[0]), kChunksPerThread * threads);
+            add_rows(kPrepareInner, op, tokens * experts.chosen);
+            add(kExpertsOut, op, strips_of(experts.down[0]), kChunksPerThread * threads);
+            break;
+        }
+        case kOpHead: {
+            const auto& head = *static_cast<const HeadOp*>(op);
+            int32_t strips = 0;
+            for (int32_t i = 0; i < head.num_segments; ++i) strips += strips_of(head.segments[i]);
+            add_product(op, strips, strip_bytes_of(head.segments[0]), batch->num_logits);
+            if (head.softcap > 0.0f || head.scale != 1.0f) add_rows(kFinishLogits, op, batch->num_logits);
+            break;
+        }
+        default:
+            break;
+    }
+}
+
+void Runtime::plan_attention_phases(const AttentionOp& op, int32_t index) {
+    const int32_t number = plan_of[index];
+    const AttentionPlan& plan = plans[number];
+    const int32_t most = threads == 1 ? 1 : plan.count;
+    if (plan.fused) {
+        add(kWriteAndAttend, &op, plan.count, most, 0, number);
+        return;
+    }
+    add_rows(kWriteKV, &op, batch->num_tokens * op.kv_heads);
+    add(kAttend, &op, plan.count, most, 0, number);
+    add(kMerge, &op, plan.num_merges, most, 0, number);
+}
+
+// --- Doing it --------------------------------------------------------------------------------------------------------
+
+void Runtime::run(int32_t number, int32_t chunk, int32_t thread) {
+    const Phase& phase = phases[number];
+    const int64_t count = chunks[number];
+    const auto first = static_cast<int32_t>(phase.items * static_cast<int64_t>(chunk) / count);
+    const auto last = static_cast<int32_t>(phase.items * static_cast<int64_t>(chunk + 1) / count);
+    Local& local = locals[thread];
+    switch (phase.kind) {
+        case kEmbedRows:
+            embed(*static_cast<const EmbedOp*>(phase.op), first, last);
+            break;
+        case kRotaryRows:
+            rotary(*static_cast<const RotaryOp*>(phase.op), first, last);
+            break;
+        case kPrepareRows:
+            prepare(phase.op, first, last, rows, local);
+            break;
+        case kProduct:
+            product(phase, number, first, last, local);
+            break;
+        case kWriteKV:
+        case kAttend:
+        case kWriteAndAttend:
+        case kMerge:
+            attention(phase, first, last, local);
+            break;
+        case kRouteRows: {
+            const auto& op = *static_cast<const RouteOp*>(phase.op);
+            for (int32_t row = first; row < last; ++row)
+                route_row(op, row_of(op.in, row), row_of(op.weights, row), row_of(op.experts, row));
+            break;
+        }
+        case kGroupByExpert: {
+            const auto& op = *static_cast<const ExpertsOp*>(phase.op);
+            group_by_expert(op, batch->num_tokens, buffers[op.weights], buffers[op.experts], expert_rows);
+            break;
+        }
+        case kExpertsIn:
+            experts_in(*static_cast<const ExpertsOp*>(phase.op), first, last);
+            break;
+        case kPrepareInner: {
+            const auto& op = *static_cast<const ExpertsOp*>(phase.op);
+            Rows inner = shaped(inner_rows, batch->num_tokens * op.chosen, op.inner_width);
+            const uint32_t kinds = kinds_of(op.down, op.num_experts);
+            for (int32_t pair = first; pair < last; ++pair)
+                kernels->prepare(buffers[op.inner] + static_cast<int64_t>(pair) * op.inner_width, kinds, pair, inner);
+            break;
+        }
+        case kExpertsOut:
+            experts_out(*static_cast<const ExpertsOp*>(phase.op), first, last);
+            break;
+        case kFinishLogits: {
+            const auto& op = *static_cast<const HeadOp*>(phase.op);
+            const int64_t vocab = program.vocab_size;
+            kernels->finish_logits(batch->logits + first * vocab, (last - first) * vocab, op.scale, op.softcap);
+            break;
+        }
+    }
+}
+
+void Runtime::embed(const EmbedOp& op, int32_t first, int32_t last) {
+    for (int32_t row = first; row < last; ++row)
+        kernels->embed(*op.table, batch->token_ids[row], op.scale, row_of(op.out, row));
+}
+
+void Runtime::rotary(const RotaryOp& op, int32_t first, int32_t last) {
+    int32_t sequence = 0;
+    for (int32_t row = first; row < last; ++row) {
+        while (batch->query_starts[sequence + 1] <= row) ++sequence;
+        const bool is_long = op.long_frequencies != nullptr && batch->sequence_lengths[sequence] > op.original_length;
+        const float* frequencies = is_long ? op.long_frequencies : op.frequencies;
+        const auto position = static_cast<float>(batch->positions[row]);
+        float* out = row_of(op.out, row);
+        for (int32_t i = 0; i < op.pairs; ++i) {
+            const float angle = position * frequencies[i];
+            out[i] = op.factor * static_cast<float>(cos(static_cast<double>(angle)));
+            out[op.pairs + i] = op.factor * static_cast<float>(sin(static_cast<double>(angle)));
+        }
+    }
+}
+
+// Rows [first, last) of what a product reads: of all tokens, or of those with logits for the head.
+void Runtime::prepare(const void* op, int32_t first, int32_t last, Rows& into, Local& local) {
+    int32_t in = 0, width = 0, count = batch->num_tokens;
+    uint32_t kinds = 0;
+    const Norm* norm = nullptr;
+    const int64_t* from = nullptr;
+    if (kind_of(op) == kOpLinear) {
+        const auto& linear = *static_cast<const LinearOp*>(op);
+        in = linear.in, width = linear.width, norm = &linear.norm;
+        kinds = kinds_of(linear.segments, linear.num_segments);
+    } else if (kind_of(op) == kOpHead) {
+        const auto& head = *static_cast<const HeadOp*>(op);
+        in = head.in, width = head.width, norm = &head.norm, count = batch->num_logits, from = batch->logit_rows;
+        kinds = kinds_of(head.segments, head.num_segments);
+    } else {
+        const auto& experts = *static_cast<const ExpertsOp*>(op);
+        in = experts.in, width = experts.width, norm = &experts.norm;
+        kinds = kinds_of(experts.gate, experts.num_experts) | kinds_of(experts.up, experts.num_experts);
+    }
+    Rows view = shaped(into, count, width);
+    for (int32_t row = first; row < last; ++row) {
+        const float* x = row_of(in, from == nullptr ? row : from[row]);
+        if (norm->weight != nullptr) {
+            kernels->norm(x, *norm, width, local.row);
+            x = local.row;
+        }
+        kernels->prepare(x, kinds, row, view);
+    }
+}
+
+void Runtime::product(const Phase& phase, int32_t number, int32_t first, int32_t last, Local& local) {
+    const bool is_head = kind_of(phase.op) == kOpHead;
+    const int32_t count = is_head ? batch->num_logits : batch->num_tokens;
+    if (phase.few && local.prepared_for != number) {
+        prepare(phase.op, 0, count, local.rows, local);
+        local.prepared_for = number;
+    }
+    const Rows& source = phase.few ? local.rows : rows;
+    if (is_head) {
+        const auto& op = *static_cast<const HeadOp*>(phase.op);
+        head(op, shaped(source, count, op.width), first, last);
+    } else {
+        const auto& op = *static_cast<const LinearOp*>(phase.op);
+        linear(op, shaped(source, count, op.width), first, last);
+    }
+}
+
+namespace {
+
+// Calls the kernel for strips [first, last), counted over all segments.
+void over_segments(const Kernels& kernels, const Segment* segments, int32_t count, LinearTask task, int32_t first,
+                   int32_t last) {
+    int32_t start = 0;
+    for (int32_t i = 0; i < count && start < last; ++i) {
+        const int32_t strips = strips_of(segments[i]);
+        const int32_t from = larger(first - start, 0), to = smaller(last - start, strips);
+        task.weights = &segments[i];
+        if (from < to) kernels.linear(task, from, to);
+        start += strips;
+    }
+}
+
+}  // namespace
+
+void Runtime::linear(const LinearOp& op, const Rows& x, int32_t first, int32_t last) {
+    LinearTask task{};
+    task.x = &x;
+    task.rows = x.count;
+    task.y = buffers[op.out];
+    task.y_stride = program.buffer_widths[op.out];
+    task.epilogue = op.epilogue;
+    task.activation = op.activation;
+    task.scale = op.scale;
+    if (op.epilogue == kGated) {
+        task.weights = &op.segments[0];
+        task.up = &op.segments[1];
+        kernels->linear(task, first, last);
+    } else {
+        over_segments(*kernels, op.segments, op.num_segments, task, first, last);
+    }
+}
+
+void Runtime::head(const HeadOp& op, const Rows& x, int32_t first, int32_t last) {
+    LinearTask task{};
+    task.x = &x;
+    task.rows = x.count;
+    task.y = batch->logits;
+    task.y_stride = program.vocab_size;
+    task.epilogue = kStore;
+    task.scale = 1.0f;
+    over_segments(*kernels, op.segments, op.num_segments, task, first, last);
+}
+
+AttentionTask Runtime::attention_task(const AttentionOp& op) const {
+    AttentionTask task{};
+    task.op = &op;
+    task.batch = batch;
+    task.qkv = buffers[op.qkv];
+    task.qkv_stride = program.buffer_widths[op.qkv];
+    task.rotary = op.rotary < 0 ? nullptr : buffers[op.rotary];
+    task.out = buffers[op.out];
+    task.out_stride = program.buffer_widths[op.out];
+    return task;
+}
+
+void Runtime::attention(const Phase& phase, int32_t first, int32_t last, Local& local) {
+    const auto& op = *static_cast<const AttentionOp*>(phase.op);
+    const AttentionTask task = attention_task(op);
+    if (phase.kind == kWriteKV) {
+        for (int32_t i = first; i < last; ++i) kernels->write_kv(task, i / op.kv_heads, i % op.kv_heads);
+        return;
+    }
+    const AttentionPlan& plan = plans[phase.plan];
+    for (int32_t i = first; i < last; ++i) {
+        if (phase.kind == kMerge) {
+            kernels->merge(task, plan.items[plan.merges[i]], plan.partials);
+            continue;
+        }
+        const AttentionItem& item = plan.items[i];
+        if (phase.kind == kWriteAndAttend) kernels->write_kv(task, item.row_begin, item.kv_head);
+        kernels->attend(task, item, local.attention, plan.partials);
+    }
+}
+
+// inner[pair] = activation(gate_e x) * (up_e x) for strips [first, last) of every expert.
+void Runtime::experts_in(const ExpertsOp& op, int32_t first, int32_t last) {
+    const Rows x = shaped(rows, batch->num_tokens, op.width);
+    LinearTask task{};
+    task.x = &x;
+    task.y = buffers[op.inner];
+    task.y_stride = op.inner_width;
+    task.epilogue = kGated;
+    task.activation = op.activation;
+    task.scale = 1.0f;
+    for (int32_t e = 0; e < op.num_experts; ++e) {
+        const int32_t start = expert_rows.starts[e];
+        task.rows = expert_rows.starts[e + 1] - start;
+        if (task.rows == 0) continue;
+        task.weights = &op.gate[e];
+        task.up = &op.up[e];
+        task.in_rows = expert_rows.tokens + start;
+        task.out_rows = expert_rows.pairs + start;
+        kernels->linear(task, first, last);
+    }
+}
+
+// out[token] += weight * down_e inner[pair]. A strip belongs to one thread, so experts add in one order.
+void Runtime::experts_out(const ExpertsOp& op, int32_t first, int32_t last) {
+    const Rows x = shaped(inner_rows, batch->num_tokens * op.chosen, op.inner_width);
+    LinearTask task{};
+    task.x = &x;
+    task.y = buffers[op.out];
+    task.y_stride = program.buffer_widths[op.out];
+    task.epilogue = kAdd;
+    task.scale = 1.0f;
+    for (int32_t e = 0; e < op.num_experts; ++e) {
+        const int32_t start = expert_rows.starts[e];
+        task.rows = expert_rows.starts[e + 1] - start;
+        if (task.rows == 0) continue;
+        task.weights = &op.down[e];
+        task.in_rows = expert_rows.pairs + start;
+        task.out_rows = expert_rows.tokens + start;
+        task.row_scales = expert_rows.weights + start;
+        kernels->linear(task, first, last);
+    }
+}
+
+// --- The C ABI -------------------------------------------------------------------------------------------------------
+
+namespace {
+
+void run_chunk(void* runtime, int32_t phase, int32_t chunk, int32_t thread) {
+    static_cast<Runtime*>(runtime)->run(phase, chunk, thread);
+}
+
+struct SampleCall {
+    const Runtime* runtime;
+    const float* logits;
+    const Sampling* sampling;
+};
+
+void sample_draw(void* context, int32_t, int32_t draw, int32_t thread) {
+    const auto& call = *static_cast<const SampleCall*>(context);
+    const float* row = call.logits + call.sampling->logit_rows[draw] * call.sampling->stride;
+    call.sampling->chosen[draw] =
+        call.runtime->kernels->sample(row, *call.sampling, draw, call.runtime->locals[thread].sampling);
+}
+
+}  // namespace
+
+Runtime* pio_runtime_new(const Program* program, int32_t isa, int32_t threads) {
+    const Kernels* table = pio::kernels_of(isa);
+    if (table == nullptr || threads < 1) return nullptr;
+    auto* runtime = static_cast<Runtime*>(memory_new(sizeof(Runtime)));
+    if (runtime == nullptr) return nullptr;
+    if (runtime->set_up(*program, *table, threads)) return runtime;
+    pio_runtime_free(runtime);
+    return nullptr;
+}
+
+void pio_runtime_free(Runtime* runtime) {
+    if (runtime == nullptr) return;
+    team_free(runtime->team);
+    runtime->arena.free_all();
+    memory_free(runtime, sizeof(Runtime));
+}
+
+int32_t pio_runtime_step(Runtime* runtime, const Batch* batch) {
+    if (batch->num_tokens > runtime->program.max_tokens || batch->num_logits > runtime->program.max_tokens) return -1;
+    if (batch->num_tokens < 1) return 0;
+    runtime->plan(*batch);
+    team_run(runtime->team, runtime->chunks, runtime->num_phases, run_chunk, runtime);
+    return 0;
+}
+
+int32_t pio_runtime_sample(Runtime* runtime, const float* logits, const Sampling* sampling) {
+    if (sampling->vocab_size > runtime->program.vocab_size) return -1;
+    SampleCall call{runtime, logits, sampling};
+    team_run(runtime->team, &sampling->rows, 1, sample_draw, &call);
+    return 0;
+}

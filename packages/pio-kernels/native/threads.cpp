@@ -1,0 +1,182 @@
+#include "threads.h"
+
+#include "memory.h"
+#include "system.h"
+
+namespace pio {
+
+namespace {
+
+constexpr int64_t kSpinInStep = 50'000;        // ns that a thread spins for the others' chunks
+constexpr int64_t kSpinBetweenSteps = 100'000;  // ns that a thread spins for the next call
+constexpr int kPausesPerLook = 32;              // the clock is read once per so many pauses
+
+// How far a phase is. On a cache line of its own: two phases are never written at once.
+struct alignas(64) Progress {
+    int32_t next;  // the chunk that is taken next
+    int32_t done;  // chunks that are done
+};
+
+inline int32_t load(const int32_t* number) { return __atomic_load_n(number, __ATOMIC_ACQUIRE); }
+
+}  // namespace
+
+class Team {
+   public:
+    int32_t threads = 1;
+    int32_t workers = 0;  // threads that were started
+    Thread* handles = nullptr;
+    struct Worker {
+        Team* team;
+        int32_t number;
+    }* worker_arguments = nullptr;
+
+    // The call that is open. Written by the caller while no worker is inside.
+    const int32_t* chunks = nullptr;
+    int32_t phases = 0;
+    RunChunk run = nullptr;
+    void* context = nullptr;
+    Progress* progress = nullptr;
+    int32_t progress_capacity = 0;
+
+    alignas(64) int32_t call = 0;  // number of calls so far; odd while one is open
+    alignas(64) int32_t inside = 0;  // workers that are in the open call
+    alignas(64) int32_t sleepers = 0;
+    int32_t ending = 0;
+    Monitor monitor;
+
+    // Waits until `ready()`, which some thread makes true and then calls `wake`.
+    template <typename Ready>
+    void wait(int64_t spin, const Ready& ready) {
+        if (ready()) return;
+        const int64_t deadline = now() + spin;
+        do {
+            for (int i = 0; i < kPausesPerLook; ++i) {
+                cpu_pause();
+                if (ready()) return;
+            }
+        } while (now() < deadline);
+        monitor.enter();
+        __atomic_fetch_add(&sleepers, 1, __ATOMIC_SEQ_CST);
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        while (!ready()) monitor.sleep();
+        __atomic_fetch_sub(&sleepers, 1, __ATOMIC_SEQ_CST);
+        monitor.leave();
+    }
+
+    // Wakes who sleeps. What made them ready was written before, sequentially consistent: either this thread sees the
+    // sleeper, or the sleeper sees what was written.
+    void wake() {
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        if (__atomic_load_n(&sleepers, __ATOMIC_SEQ_CST) == 0) return;
+        monitor.enter();
+        monitor.wake_all();
+        monitor.leave();
+    }
+
+    void work(int32_t thread) {
+        for (int32_t phase = 0; phase < phases; ++phase) {
+            const int32_t count = chunks[phase];
+            Progress& now_at = progress[phase];
+            if (load(&now_at.done) == count) continue;
+            for (;;) {
+                const int32_t chunk = __atomic_fetch_add(&now_at.next, 1, __ATOMIC_RELAXED);
+                if (chunk >= count) break;
+                run(context, phase, chunk, thread);
+                if (__atomic_add_fetch(&now_at.done, 1, __ATOMIC_ACQ_REL) == count) wake();
+            }
+            wait(kSpinInStep, [&] { return load(&now_at.done) == count; });
+        }
+    }
+
+    // A worker enters a call if it is still open once the worker is counted as inside: the caller closes a call first
+    // and then waits for those inside, so no worker can look at a call that is being replaced.
+    void serve(int32_t thread) {
+        int32_t seen = 0;
+        for (;;) {
+            wait(kSpinBetweenSteps, [&] { return load(&call) != seen || load(&ending); });
+            if (load(&ending)) return;
+            __atomic_fetch_add(&inside, 1, __ATOMIC_SEQ_CST);
+            const int32_t current = __atomic_load_n(&call, __ATOMIC_SEQ_CST);
+            if (current % 2 != 0 && current != seen) work(thread);
+            seen = current;
+            __atomic_fetch_sub(&inside, 1, __ATOMIC_SEQ_CST);
+            wake();
+        }
+    }
+
+    bool reserve(int32_t count) {
+        if (count <= progress_capacity) return true;
+        auto* larger = static_cast<Progress*>(memory_new(static_cast<int64_t>(count) * sizeof(Progress)));
+        if (larger == nullptr) return false;
+        memory_free(progress, static_cast<int64_t>(progress_capacity) * sizeof(Progress));
+        progress = larger;
+        progress_capacity = count;
+        return true;
+    }
+
+    void call_all(const int32_t* chunk_counts, int32_t count, RunChunk function, void* argument) {
+        chunks = chunk_counts;
+        phases = count;
+        run = function;
+        context = argument;
+        for (int32_t phase = 0; phase < count; ++phase) progress[phase] = Progress{0, 0};
+        __atomic_add_fetch(&call, 1, __ATOMIC_SEQ_CST);  // opens
+        wake();
+        work(0);
+        __atomic_add_fetch(&call, 1, __ATOMIC_SEQ_CST);  // closes
+        wait(kSpinInStep, [&] { return load(&inside) == 0; });
+    }
+};
+
+namespace {
+
+void serve_as_worker(void* argument) {
+    const auto* worker = static_cast<Team::Worker*>(argument);
+    worker->team->serve(worker->number);
+}
+
+}  // namespace
+
+Team* team_new(int32_t threads) {
+    auto* team = static_cast<Team*>(memory_new(sizeof(Team)));
+    if (team == nullptr) return nullptr;
+    team->threads = threads;
+    team->monitor.open();
+    team->handles = static_cast<Thread*>(memory_new(threads * static_cast<int64_t>(sizeof(Thread))));
+    team->worker_arguments = static_cast<Team::Worker*>(memory_new(threads * static_cast<int64_t>(sizeof(Team::Worker))));
+    bool sound = team->handles != nullptr && team->worker_arguments != nullptr;
+    for (int32_t number = 1; sound && number < threads; ++number) {
+        team->worker_arguments[number] = {team, number};
+        sound = thread_start(team->handles[number], serve_as_worker, &team->worker_arguments[number]);
+        team->workers += sound;
+    }
+    if (sound) return team;
+    team_free(team);
+    return nullptr;
+}
+
+void team_free(Team* team) {
+    if (team == nullptr) return;
+    __atomic_store_n(&team->ending, 1, __ATOMIC_SEQ_CST);
+    team->wake();
+    for (int32_t number = 1; number <= team->workers; ++number) thread_join(team->handles[number]);
+    team->monitor.close();
+    memory_free(team->progress, static_cast<int64_t>(team->progress_capacity) * sizeof(Progress));
+    memory_free(team->worker_arguments, team->threads * static_cast<int64_t>(sizeof(Team::Worker)));
+    memory_free(team->handles, team->threads * static_cast<int64_t>(sizeof(Thread)));
+    memory_free(team, sizeof(Team));
+}
+
+int32_t team_threads(const Team* team) { return team->threads; }
+
+void team_run(Team* team, const int32_t* chunks, int32_t phases, RunChunk run, void* context) {
+    if (team->threads > 1 && team->reserve(phases)) {
+        team->call_all(chunks, phases, run, context);
+        return;
+    }
+    for (int32_t phase = 0; phase < phases; ++phase)
+        for (int32_t chunk = 0; chunk < chunks[phase]; ++chunk) run(context, phase, chunk, 0);
+}
+
+}  // namespace pio
