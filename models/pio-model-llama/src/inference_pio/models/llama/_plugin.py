@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from inference_pio.interfaces import AttentionBackend, LinearMethod, ModelPlugin, ModelShape, WeightMap
+    from inference_pio.kernels import Program
     from inference_pio.models.llama._config import LlamaConfig
 
 
 class LlamaPlugin:
-    """``LlamaForCausalLM``: see :class:`inference_pio.interfaces.ModelPlugin`."""
+    """``LlamaForCausalLM``: see :class:`inference_pio.interfaces.ModelPlugin` and ``LowerableModel`` there."""
 
     def parse_config(self, raw: Mapping[str, object], *, ignore_unknown: bool = False) -> LlamaConfig:
         """The config in ``raw``, a ``config.json``-shaped mapping.
@@ -41,6 +42,16 @@ class LlamaPlugin:
         from inference_pio.models.llama._model import LlamaModel
 
         return LlamaModel(config, attention=attention, linear=linear, tied_head=tied_head)
+
+    def lower(self, config: LlamaConfig, *, tied_head: bool) -> Program:
+        """The model as a program for the native executor.
+
+        Raises:
+            UnsupportedError: The rotary frequencies change with the length of the sequence.
+        """
+        from inference_pio.models.llama.native import lower
+
+        return lower(config, tied_head=tied_head)
 
 
 PLUGIN: ModelPlugin[LlamaConfig] = LlamaPlugin()

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from inference_pio.interfaces import AttentionBackend, LinearMethod, ModelPlugin, ModelShape, WeightMap
+    from inference_pio.kernels import Program
     from inference_pio.models.qwen3._config import Qwen3Config
 
 
 class Qwen3Plugin:
-    """``Qwen3ForCausalLM``: see :class:`inference_pio.interfaces.ModelPlugin`."""
+    """``Qwen3ForCausalLM``: see :class:`inference_pio.interfaces.ModelPlugin` and ``LowerableModel`` there."""
 
     def parse_config(self, raw: Mapping[str, object], *, ignore_unknown: bool = False) -> Qwen3Config:
         """The config in ``raw``, a ``config.json``-shaped mapping.
@@ -41,6 +42,16 @@ class Qwen3Plugin:
         from inference_pio.models.qwen3._model import Qwen3Model
 
         return Qwen3Model(config, attention=attention, linear=linear, tied_head=tied_head)
+
+    def lower(self, config: Qwen3Config, *, tied_head: bool) -> Program:
+        """The model as a program for the native executor.
+
+        Raises:
+            UnsupportedError: The rotary frequencies change with the length of the sequence.
+        """
+        from inference_pio.models.qwen3.native import lower
+
+        return lower(config, tied_head=tied_head)
 
 
 PLUGIN: ModelPlugin[Qwen3Config] = Qwen3Plugin()
