@@ -96,6 +96,8 @@ def docs(session: nox.Session) -> None:
 def tests(session: nox.Session, name: str) -> None:
     """Tests of one distribution against its wheel; arguments go to pytest."""
     _install(session, name, groups=False)
+    for extra in sorted(set(MEMBERS[name].extra_modules.values())):
+        _install(session, name, groups=False, extra=extra)
     _install(session, name, groups=True)
     _pytest(session, name)
 
@@ -169,16 +171,17 @@ def build(session: nox.Session) -> None:
         session.error("\n".join(problems))
 
 
-def _install(session: nox.Session, name: str, *, groups: bool) -> None:
-    """Make the session's environment hold exactly ``name``, what it needs and, with ``groups``, its test group.
+def _install(session: nox.Session, name: str, *, groups: bool, extra: str | None = None) -> None:
+    """Make the session's environment hold exactly ``name``, what it needs, one ``extra`` and its test group.
 
-    Without groups, import every module: what only tests need must not be what makes it importable.
+    Without groups, import every module but those that need another extra: what only tests need must not be what makes
+    it importable.
     """
-    chosen = ["--group", "test"] if groups else []
-    _install_pins(session, name, _export("--package", MEMBERS[name].name, *chosen), groups=groups)
+    chosen = [*(["--group", "test"] if groups else []), *(["--extra", extra] if extra else [])]
+    _install_pins(session, name, _export("--package", MEMBERS[name].name, *chosen), groups=groups, extra=extra)
 
 
-def _install_pins(session: nox.Session, name: str, pins: str, *, groups: bool) -> None:
+def _install_pins(session: nox.Session, name: str, pins: str, *, groups: bool, extra: str | None = None) -> None:
     """Install ``pins``, those of this workspace from their wheels; then hold the environment to that."""
     prefix = "-e "
     lines = pins.splitlines()
@@ -188,7 +191,8 @@ def _install_pins(session: nox.Session, name: str, pins: str, *, groups: bool) -
     wanted = [line for line in lines if not line.startswith(prefix)] + [str(_wheel(each)) for each in expected]
     session.install("--exact", "-r", _requirements(session, f"{'test' if groups else 'run'}.txt", "\n".join(wanted)))
     [leaf] = MEMBERS[name].leaves
-    imports = [] if groups else ["--import", leaf]
+    left_out = [module for module, needed in MEMBERS[name].extra_modules.items() if needed != extra]
+    imports = [] if groups else ["--import", leaf, *(word for module in left_out for word in ("--without", module))]
     session.run("python", "tools/check_environment.py", "--wheels", str(_wheelhouse()), *imports, *expected)
 
 

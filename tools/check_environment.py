@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 NAMESPACE = "inference_pio"
 
@@ -27,12 +27,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Check which distributions of the workspace are installed, and how.")
     parser.add_argument("--wheels", type=Path, required=True, help="folder of the wheels they must come from")
     parser.add_argument("--import", dest="leaf", metavar="NAME", help="import every module of this package")
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="NAME", help="but for this module, which needs an extra"
+    )
     parser.add_argument("expected", nargs="+", help="the distributions of the workspace that must be there")
     arguments = parser.parse_args()
     problems = list(check_installed(arguments.expected, arguments.wheels))
     if problems:
         sys.exit("\n".join(problems))
-    modules = import_all(arguments.leaf) if arguments.leaf else []
+    modules = import_all(arguments.leaf, arguments.without) if arguments.leaf else []
     names = ", ".join(arguments.expected)
     print(f"environment: of the workspace only the wheels of {names}; {len(modules)} modules imported")
 
@@ -52,14 +55,19 @@ def check_installed(expected: list[str], wheels: Path) -> Iterator[str]:
             yield f"{name}: not installed from a wheel in {wheels}: {origin or 'from an index'}"
 
 
-def import_all(leaf: str) -> list[str]:
-    """Import the package ``leaf`` and every module below it; returns their names.
+def import_all(leaf: str, without: Iterable[str] = ()) -> list[str]:
+    """Import the package ``leaf`` and every module below it but those ``without``; returns their names.
 
     Raises:
-        ImportError: A module that does not import with what is installed, or a file outside of the environment.
+        ImportError: A module that does not import with what is installed, or a file outside of the environment, or a
+            module to leave out that is not there.
     """
     package = importlib.import_module(leaf)
     found = [leaf, *(module.name for module in pkgutil.walk_packages(package.__path__, f"{leaf}."))]
+    if strays := sorted(set(without) - set(found)):
+        message = f"to be left out, but not there: {', '.join(strays)}"
+        raise ImportError(message)
+    found = [name for name in found if name not in set(without)]
     for name in found:
         module = importlib.import_module(name)
         if not Path(module.__file__ or "").is_relative_to(sys.prefix):

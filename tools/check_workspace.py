@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rules_dependencies as dependencies
+import rules_extras as extras
 import rules_layout as layout
 from problem import Problem, Workspace
 from workspace import ROOT, Member, read_members
@@ -33,6 +34,7 @@ _MEMBER_RULES: tuple[Callable[[Member, Workspace], Iterator[Problem]], ...] = (
     dependencies.check_requirements,
     dependencies.check_source_imports,
     dependencies.check_test_imports,
+    extras.check_extra_modules,
 )
 
 

@@ -3,8 +3,9 @@
 What counts as declared:
 
 - Code under ``src/`` may import the standard library, the distribution's dependencies and its extras, whether at the
-  top of a file or inside a function. An import under ``if TYPE_CHECKING`` never runs: of a third party it is free
-  (that is how the contracts describe tensors without needing torch), of a sibling it is declared like any other.
+  top of a file or inside a function (where what only an extra brings may stand, :mod:`rules_extras` says). An import
+  under ``if TYPE_CHECKING`` never runs: of a third party it is free (that is how the contracts describe tensors without
+  needing torch), of a sibling it is declared like any other.
 - A dependency must be imported somewhere. Two kinds work without: model plugins, which are found by entry point, and
   numpy beside torch, which needs it for every array that crosses over and does not depend on it.
 - Tests and benchmarks may import all that and the dependency groups. What they reach for in a ``try`` with ``except
@@ -59,7 +60,7 @@ def check_source_imports(member: Member, workspace: Workspace) -> Iterator[Probl
     optional = {canonicalize_name(entry.name) for entries in member.extras.values() for entry in entries}
     imported: set[str] = set()
     for path, found in _imports_below(member.folder / "src"):
-        distribution = _distribution(found.module, member, workspace)
+        distribution = distribution_of(found.module, member, workspace)
         if distribution is None:
             continue
         imported.add(distribution)
@@ -81,7 +82,7 @@ def check_test_imports(member: Member, workspace: Workspace) -> Iterator[Problem
     declared = {canonicalize_name(entry.name) for _, entry in _all_requirements(member)}
     for folder in ("tests", "benchmarks"):
         for path, found in _imports_below(member.folder / folder):
-            distribution = _distribution(found.module, member, workspace)
+            distribution = distribution_of(found.module, member, workspace)
             if distribution is None or distribution in declared or found.guarded:
                 continue
             if found.type_only and distribution not in workspace.members:
@@ -119,7 +120,7 @@ def _all_requirements(member: Member) -> Iterator[tuple[str, Requirement]]:
             yield f"group {group!r}", requirement
 
 
-def _distribution(module: str, member: Member, workspace: Workspace) -> str | None:
+def distribution_of(module: str, member: Member, workspace: Workspace) -> str | None:
     """Canonical name of the distribution that ``module`` comes from, or None if that is Python or ``member`` itself."""
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,12 +22,14 @@ class Import:
         line: Line number, from 1.
         type_only: Under ``if TYPE_CHECKING``, so never run.
         guarded: The code goes on without it: in a ``try`` that catches ``ImportError``, or by ``importorskip``.
+        deferred: Inside a function: importing the file does not run it.
     """
 
     module: str
     line: int
     type_only: bool = False
     guarded: bool = False
+    deferred: bool = False
 
 
 def read_imports(path: Path) -> Iterator[Import]:
@@ -36,25 +38,42 @@ def read_imports(path: Path) -> Iterator[Import]:
     Raises:
         SyntaxError: Not Python.
     """
-    yield from _walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path)), type_only=False, guarded=False)
+    yield from _walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path)), _Place())
 
 
-def _walk(node: ast.AST, *, type_only: bool, guarded: bool) -> Iterator[Import]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where in a file the walk is; fields as those of :class:`Import`."""
+
+    type_only: bool = False
+    guarded: bool = False
+    deferred: bool = False
+
+
+def _walk(node: ast.AST, place: _Place) -> Iterator[Import]:
     for module, line, optional in _named(node):
-        yield Import(module=module, line=line, type_only=type_only, guarded=guarded or optional)
+        yield Import(
+            module=module,
+            line=line,
+            type_only=place.type_only,
+            guarded=place.guarded or optional,
+            deferred=place.deferred,
+        )
     if isinstance(node, ast.If) and _is_type_checking(node.test):
-        yield from _walk_all(node.body, type_only=True, guarded=guarded)
-        yield from _walk_all(node.orelse, type_only=type_only, guarded=guarded)
+        yield from _walk_all(node.body, replace(place, type_only=True))
+        yield from _walk_all(node.orelse, place)
     elif isinstance(node, ast.Try) and any(_catches_import_error(handler) for handler in node.handlers):
-        yield from _walk_all(node.body, type_only=type_only, guarded=True)
-        yield from _walk_all([*node.handlers, *node.orelse, *node.finalbody], type_only=type_only, guarded=guarded)
+        yield from _walk_all(node.body, replace(place, guarded=True))
+        yield from _walk_all([*node.handlers, *node.orelse, *node.finalbody], place)
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        yield from _walk_all(list(ast.iter_child_nodes(node)), replace(place, deferred=True))
     else:
-        yield from _walk_all(list(ast.iter_child_nodes(node)), type_only=type_only, guarded=guarded)
+        yield from _walk_all(list(ast.iter_child_nodes(node)), place)
 
 
-def _walk_all(nodes: list[ast.AST] | list[ast.stmt], *, type_only: bool, guarded: bool) -> Iterator[Import]:
+def _walk_all(nodes: list[ast.AST] | list[ast.stmt], place: _Place) -> Iterator[Import]:
     for node in nodes:
-        yield from _walk(node, type_only=type_only, guarded=guarded)
+        yield from _walk(node, place)
 
 
 def _named(node: ast.AST) -> Iterator[tuple[str, int, bool]]:

@@ -54,6 +54,11 @@ class Member:
         return {name: _requirements(entries) for name, entries in table(self.document, "dependency-groups").items()}
 
     @property
+    def extra_modules(self) -> dict[str, str]:
+        """Modules that import only with an extra, and which: ``[tool.pio.extra-modules]``."""
+        return {module: str(extra) for module, extra in table(self.document, "tool", "pio", "extra-modules").items()}
+
+    @property
     def leaves(self) -> tuple[str, ...]:
         """Import names of the portions it brings, such as ``inference_pio.attention``; exactly one when all is well."""
         namespace = self.folder / "src" / NAMESPACE

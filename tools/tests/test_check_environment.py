@@ -94,3 +94,18 @@ def test_an_import_that_fails_is_found(environment):
     done = environment.run("--import", "inference_pio.top", "pio-top")
     assert done.returncode == 1
     assert "No module named 'inference_pio.base'" in done.stderr
+
+
+def test_a_module_that_needs_an_extra_is_left_out(environment):
+    """It is not imported; one that is not there is a mistake in the table."""
+    environment.wheel("pio-top")
+    needy = environment.folder / "inference_pio" / "top" / "needy.py"
+    needy.write_text("import nowhere\n", encoding="utf-8")
+    without = ("--import", "inference_pio.top", "--without", "inference_pio.top.needy")
+    done = environment.run(*without, "pio-top")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 modules imported" in done.stdout
+    needy.unlink()
+    done = environment.run(*without, "pio-top")
+    assert done.returncode == 1
+    assert "to be left out, but not there: inference_pio.top.needy" in done.stderr

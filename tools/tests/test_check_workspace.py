@@ -196,6 +196,63 @@ def test_an_extra_declares_an_import(toy):
     assert found(toy) == []
 
 
+EXTRA = '[project.optional-dependencies]\nfast = ["triton>=3"]\n[tool.pio.extra-modules]\n'
+KERNEL = "inference_pio.fast._kernel"
+
+
+def test_a_module_that_needs_an_extra_is_listed(toy):
+    """What imports only with an extra is in the table, and whoever imports that module as well."""
+    toy.add("pio-fast", extras=EXTRA)
+    toy.write("packages/pio-fast/src/inference_pio/fast/_kernel.py", "import triton\n")
+    source = "packages/pio-fast/src/inference_pio/fast"
+    way_out = 'import it inside a function, or add `"{}" = "fast"` to [tool.pio.extra-modules]'
+    what = "imports triton, which only the extra 'fast' brings"
+    assert found(toy) == [f"{source}/_kernel.py:1: {what}: {way_out.format(KERNEL)}"]
+    toy.replace("packages/pio-fast/pyproject.toml", "modules]\n", f'modules]\n"{KERNEL}" = "fast"\n')
+    assert found(toy) == []
+    toy.write(f"{source}/_user.py", "from inference_pio.fast._kernel import x\n")
+    what = f"imports {KERNEL}.x, which only the extra 'fast' brings"
+    assert found(toy) == [f"{source}/_user.py:1: {what}: {way_out.format('inference_pio.fast._user')}"]
+
+
+DEFERRED = [
+    "def f():\n    import triton\n",
+    "async def f():\n    import triton\n",
+    "class C:\n    def f(self):\n        from triton import language\n",
+    "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import triton\n",
+    "try:\n    import triton\nexcept ImportError:\n    triton = None\n",
+]
+
+
+@pytest.mark.parametrize("code", DEFERRED, ids=[code.replace("\n", ";") for code in DEFERRED])
+def test_a_module_that_imports_an_extra_later_is_not_listed(toy, code):
+    """What a function imports, or nothing runs, does not keep the module from importing; listing it is an error."""
+    toy.add("pio-fast", extras=EXTRA)
+    toy.write("packages/pio-fast/src/inference_pio/fast/_kernel.py", code)
+    assert found(toy) == []
+    toy.replace("packages/pio-fast/pyproject.toml", "modules]\n", f'modules]\n"{KERNEL}" = "fast"\n')
+    what = f"[tool.pio.extra-modules]: {KERNEL} imports nothing that only an extra brings"
+    assert found(toy) == [f"packages/pio-fast/pyproject.toml: {what}: remove the line"]
+
+
+def test_a_class_body_runs_at_import(toy):
+    """An import in a class is as good as one at the top."""
+    toy.add("pio-fast", extras=EXTRA)
+    toy.write("packages/pio-fast/src/inference_pio/fast/_kernel.py", "class C:\n    import triton\n")
+    assert [line for line in found(toy) if "_kernel.py:2: imports triton" in line] == found(toy) != []
+
+
+def test_the_table_names_modules_and_extras_that_are_there(toy):
+    """A misspelt module or extra is found."""
+    toy.add("pio-fast", extras=f'{EXTRA}"inference_pio.fast._gone" = "fast"\n"{KERNEL}" = "quick"\n')
+    toy.write("packages/pio-fast/src/inference_pio/fast/_kernel.py", "import triton\n")
+    path = "packages/pio-fast/pyproject.toml: [tool.pio.extra-modules]"
+    assert found(toy) == [
+        f"{path} names inference_pio.fast._gone, which is not there: remove the line",
+        f"{path}: {KERNEL} needs an extra 'quick': extras are fast",
+    ]
+
+
 def test_an_unused_dependency_is_found(toy):
     """A dependency that nothing imports is found, except plugins and numpy beside torch."""
     toy.write(f"{TOP}/src/inference_pio/top/__init__.py", "import torch\n")

@@ -14,6 +14,7 @@ from inference_pio.core._proposers import NgramProposer
 from inference_pio.core._registry import Registry
 from inference_pio.core._speculation import SpeculationControl
 from inference_pio.core._threads import limit_spinning
+from inference_pio.core._torch_extra import check_torch_extra
 from inference_pio.interfaces import InvalidRequestError, ModelNotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def assemble_engine(
     if options.speculative is not None and options.speculative != "ngram":
         draft = _open_draft(options.speculative, registry, locate)
     tokenizer = checkpoint.tokenizer()
+    check_torch_extra()
     # Imported here, so that importing the API, or failing above, does not wait for torch.
     limit_spinning()
     from inference_pio.core.torch_executor import build_torch_executor
