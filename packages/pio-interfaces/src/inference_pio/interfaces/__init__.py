@@ -48,7 +48,7 @@ from inference_pio.interfaces._executor import (
 )
 from inference_pio.interfaces._linear import LinearMethod
 from inference_pio.interfaces._manifest import MANIFEST_NAME, PluginManifest, RegisteredModel, read_manifest
-from inference_pio.interfaces._model import CausalLM, ModelPlugin, ModelShape
+from inference_pio.interfaces._model import CausalLM, LowerableModel, ModelPlugin, ModelShape
 from inference_pio.interfaces._requests import (
     CompletionOutput,
     FinishReason,
@@ -106,6 +106,7 @@ __all__ = [
     "Logprob",
     "LogprobQuery",
     "LongRopeScaling",
+    "LowerableModel",
     "MalformedFileError",
     "MissingDependencyError",
     "MissingPluginError",

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
 MANIFEST_NAME = "pio-plugin.toml"
 CAPABILITIES = frozenset(
-    {"generate", "logprobs", "chunked-prefill", "paged-kv", "prefix-caching", "speculative-decoding", "deterministic"}
+    {
+        "generate",
+        "logprobs",
+        "chunked-prefill",
+        "paged-kv",
+        "prefix-caching",
+        "speculative-decoding",
+        "deterministic",
+        "native",
+    }
 )
 GRANTS = frozenset({"gpu", "network", "read", "write"})
 

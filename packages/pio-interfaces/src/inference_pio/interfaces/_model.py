@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from inference_pio.interfaces._weights import WeightMap
 
 ConfigT = TypeVar("ConfigT")
+ReadConfigT = TypeVar("ReadConfigT", contravariant=True)
 
 
 @runtime_checkable
@@ -108,3 +109,21 @@ class ModelPlugin(Protocol[ConfigT]):
         self, config: ConfigT, *, attention: AttentionBackend, linear: LinearMethod, tied_head: bool
     ) -> nn.Module:
         """The model, a :class:`CausalLM`, on torch's current default device (``meta`` when the core calls)."""
+
+
+@runtime_checkable
+class LowerableModel(Protocol[ReadConfigT]):
+    """What a plugin has besides :class:`ModelPlugin` if the native executor can run its models.
+
+    Its manifest then names the capability ``native``.
+    """
+
+    def lower(self, config: ReadConfigT, *, tied_head: bool) -> object:
+        """The model as an ``inference_pio.kernels.Program``; imports no torch.
+
+        Its parameters are named as the targets of the plugin's :class:`WeightMap`; a tied head takes the name of the
+        embedding's.
+
+        Raises:
+            UnsupportedError: A program cannot express something that the config asks for.
+        """
