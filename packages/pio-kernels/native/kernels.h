@@ -89,14 +89,17 @@ struct Kernels {
     int64_t (*sample)(const float* logits, const Sampling& sampling, int32_t draw, float* scratch);
 };
 
-// By index of pio_isa_name; null where this build has none.
-// The kernels of instruction set `isa`; null unless pio_isa_usable.
+// The kernels of instruction set `isa`, an index of pio_isa_name; null unless pio_isa_usable.
 const Kernels* kernels_of(int32_t isa);
 
+// The tables; null where this build has none. Each but the first is in a file that is compiled for processors which may
+// not be at hand, so that nothing else may be defined or called there.
 const Kernels* scalar_kernels();
-const Kernels* avx2_kernels();
-const Kernels* avx512_kernels();
 const Kernels* neon_kernels();
+const Kernels* avx2_kernels();
+const Kernels* avx2_vnni_kernels();
+const Kernels* avx512_kernels();
+const Kernels* avx512_bf16_kernels();
 
 // --- Attention's plan (attention_plan.cpp), which no instruction set changes ---
 

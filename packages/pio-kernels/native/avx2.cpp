@@ -1,0 +1,19 @@
+// The kernels for x86-64-v3: AVX2, FMA and F16C.
+#include "kernels.h"
+
+#if defined(__AVX2__) && __has_include("vector/simd_avx2.h")
+#define PIO_ISA avx2
+#include "vector/table.h"
+#endif
+
+namespace pio {
+
+const Kernels* avx2_kernels() {
+#if defined(__AVX2__) && __has_include("vector/simd_avx2.h")
+    return &avx2::kTable;
+#else
+    return nullptr;
+#endif
+}
+
+}  // namespace pio

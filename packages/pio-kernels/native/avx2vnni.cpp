@@ -1,0 +1,19 @@
+// The kernels for x86-64-v3 with AVX-VNNI.
+#include "kernels.h"
+
+#if defined(__AVXVNNI__) && __has_include("vector/simd_avx2.h")
+#define PIO_ISA avx2vnni
+#include "vector/table.h"
+#endif
+
+namespace pio {
+
+const Kernels* avx2_vnni_kernels() {
+#if defined(__AVXVNNI__) && __has_include("vector/simd_avx2.h")
+    return &avx2vnni::kTable;
+#else
+    return nullptr;
+#endif
+}
+
+}  // namespace pio

@@ -1,0 +1,19 @@
+// The kernels for 64-bit Arm with dot products.
+#include "kernels.h"
+
+#if defined(__ARM_FEATURE_DOTPROD) && __has_include("vector/simd_neon.h")
+#define PIO_ISA neon
+#include "vector/table.h"
+#endif
+
+namespace pio {
+
+const Kernels* neon_kernels() {
+#if defined(__ARM_FEATURE_DOTPROD) && __has_include("vector/simd_neon.h")
+    return &neon::kTable;
+#else
+    return nullptr;
+#endif
+}
+
+}  // namespace pio
