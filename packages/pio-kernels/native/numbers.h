@@ -1,26 +1,26 @@
-// Small floating-point formats and the few functions of <math.h> that kernels need, for files that link no library.
+// Small floating-point formats, converted bit by bit. Static: each instruction set compiles its own.
 #pragma once
 
 #include <stdint.h>
 
 namespace pio {
 
-inline uint32_t bits_of(float x) {
+static inline uint32_t bits_of(float x) {
     uint32_t bits;
     __builtin_memcpy(&bits, &x, sizeof bits);
     return bits;
 }
 
-inline float float_of(uint32_t bits) {
+static inline float float_of(uint32_t bits) {
     float x;
     __builtin_memcpy(&x, &bits, sizeof x);
     return x;
 }
 
-inline float float_of_bf16(uint16_t x) { return float_of(static_cast<uint32_t>(x) << 16); }
+static inline float float_of_bf16(uint16_t x) { return float_of(static_cast<uint32_t>(x) << 16); }
 
 // Rounds to nearest, ties to even; a NaN stays one.
-inline uint16_t bf16_of_float(float x) {
+static inline uint16_t bf16_of_float(float x) {
     const uint32_t bits = bits_of(x);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
     return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
@@ -28,7 +28,7 @@ inline uint16_t bf16_of_float(float x) {
 
 // Shifts the 10 bits of a half's mantissa into place, then moves the exponent's bias from 15 to 127 by a product with
 // 2^112, which is exact for subnormals too; the exponent of infinities and NaNs is made up of ones again.
-inline float float_of_f16(uint16_t x) {
+static inline float float_of_f16(uint16_t x) {
     const uint32_t sign = static_cast<uint32_t>(x & 0x8000u) << 16;
     const uint32_t magnitude = static_cast<uint32_t>(x & 0x7fffu) << 13;
     if (magnitude >= 0x0f800000u) return float_of(sign | magnitude | 0x7f800000u);
@@ -36,7 +36,7 @@ inline float float_of_f16(uint16_t x) {
 }
 
 // Rounds to nearest, ties to even; beyond 65504 (rounded) is infinity, below 2^-14 subnormal; a NaN stays one.
-inline uint16_t f16_of_float(float x) {
+static inline uint16_t f16_of_float(float x) {
     const uint32_t bits = bits_of(x);
     const uint32_t sign = (bits >> 16) & 0x8000u;
     const uint32_t magnitude = bits & 0x7fffffffu;

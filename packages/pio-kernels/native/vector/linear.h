@@ -1,0 +1,259 @@
+// Products with packed matrices: scalar/linear.cpp, sixteen outputs and up to kMaxRows rows at a time.
+//
+// A strip's tiles are read one after the other. Each is unpacked into registers once (`unpack`) and multiplied with the
+// same 32 inputs of M rows; every row keeps the sixteen sums of the strip's outputs in one accumulator. Over a batch,
+// blocks of kRowBlock rows take their turns, so that a strip stays in the first-level cache while its block of rows goes
+// by, and the block of rows in the second-level cache from one strip to the next.
+//
+// Sums over the 32 (or 16) inputs of a block of quants are exact integers. Blocks add to a float32 accumulator in order
+// of inputs, as the scalar version has it; they differ in fused products, and in the order of the 32 inputs of bfloat16
+// tiles (see dot_bf16). With T terms in a sum, both are within T 2^-24 sum |terms| of the exact sum, to first order.
+#pragma once
+
+#include "../kernels.h"
+#include "simd.h"
+
+namespace pio::PIO_ISA {
+
+constexpr int kRowBlock = 128;
+
+// --- Tiles -----------------------------------------------------------------------------------------------------------
+
+// What program.h says of a format: bits of a quant, the quant of value zero, minima, scales per half block.
+template <uint32_t Format>
+struct TileTraits {
+    static constexpr bool kQuantised = Format <= kTileQ8;
+    static constexpr bool kMinima = Format == kTileQ4Min || Format == kTileQ5Min;
+    static constexpr bool kHalves = Format == kTileQ6;
+    static constexpr int kBits = Format <= kTileQ4Min ? 4 : Format <= kTileQ5Min ? 5 : Format == kTileQ6 ? 6 : 8;
+    static constexpr int kZero = kMinima ? 0 : kBits == 8 ? kEightBitZero : 1 << (kBits - 1);
+    static constexpr int kQuantBytes = 64 * kBits;
+    static constexpr int kBytes = Format == kTileF32    ? 2048
+                                  : Format >= kTileBF16 ? 1024
+                                                        : kQuantBytes + 32 * (1 + (kMinima || kHalves));
+};
+
+// A format as a type, for functions that are made for one.
+template <uint32_t Value>
+struct Constant {
+    static constexpr uint32_t value = Value;
+};
+
+// One tile in registers: quants[g] holds inputs 4 g..4 g + 3 of each row.
+struct Tile {
+    Bytes64 quants[8];
+    F32x16 scale;   // of all inputs, or of the first half
+    F32x16 second;  // minimum, or scale of the second half
+};
+
+// The low four bits of inputs 0..15 and of 16..31 share bytes.
+PIO_INLINE void unpack_nibbles(const uint8_t* tile, Bytes64* quants) {
+    const Bytes64 mask = broadcast_byte(15);
+#pragma unroll
+    for (int g = 0; g < 4; ++g) {
+        const Bytes64 both = load_bytes(tile + 64 * g);
+        quants[g] = bit_and(both, mask);
+        quants[g + 4] = bit_and(shift<-4>(both), mask);
+    }
+}
+
+// Bit `Group` of each byte becomes bit 4 of the quant.
+template <int Group = 0>
+PIO_INLINE void insert_fifth_bits(Bytes64 fifth, Bytes64* quants) {
+    quants[Group] = insert_bits(quants[Group], shift<4 - Group>(fifth), broadcast_byte(16));
+    if constexpr (Group < 7) insert_fifth_bits<Group + 1>(fifth, quants);
+}
+
+// Bits 2 Group and 2 Group + 1 of each byte become bits 4 and 5 of the quant, for the four groups of one half.
+template <int Group = 0>
+PIO_INLINE void insert_upper_pairs(Bytes64 upper, Bytes64* quants) {
+    quants[Group] = insert_bits(quants[Group], shift<4 - 2 * Group>(upper), broadcast_byte(48));
+    if constexpr (Group < 3) insert_upper_pairs<Group + 1>(upper, quants);
+}
+
+template <uint32_t Format>
+PIO_INLINE Tile unpack(const uint8_t* bytes) {
+    using Traits = TileTraits<Format>;
+    Tile tile;
+    if constexpr (Traits::kBits == 8) {
+#pragma unroll
+        for (int g = 0; g < 8; ++g) tile.quants[g] = eight_bit_quants(load_bytes(bytes + 64 * g));
+    } else {
+        unpack_nibbles(bytes, tile.quants);
+    }
+    if constexpr (Traits::kBits == 5) insert_fifth_bits(load_bytes(bytes + 256), tile.quants);
+    if constexpr (Traits::kBits == 6) {
+        insert_upper_pairs(load_bytes(bytes + 256), tile.quants);
+        insert_upper_pairs(load_bytes(bytes + 320), tile.quants + 4);
+    }
+    tile.scale = load_f16(bytes + Traits::kQuantBytes);
+    if constexpr (Traits::kMinima || Traits::kHalves) tile.second = load_f16(bytes + Traits::kQuantBytes + 32);
+    return tile;
+}
+
+// --- Sums of one strip -----------------------------------------------------------------------------------------------
+
+// acc += tile x, over block `block` of row `row`
+template <uint32_t Format>
+PIO_INLINE F32x16 add_block(const Tile& tile, const Rows& x, int64_t row, int32_t block, F32x16 acc) {
+    using Traits = TileTraits<Format>;
+    const int64_t at = row * (x.stride / 32) + block;
+    const int8_t* values = x.values + row * x.stride + 32 * block;
+    const int32_t* sums = x.sums + 2 * at;
+    const F32x16 scale = broadcast(x.scales[at]);
+    if constexpr (Traits::kHalves) {
+        const I32x16 low = dot<Traits::kBits, 4>(tile.quants, values, broadcast(-Traits::kZero * sums[0]));
+        const I32x16 high = dot<Traits::kBits, 4>(tile.quants + 4, values + 16, broadcast(-Traits::kZero * sums[1]));
+        const F32x16 both = multiply_add(to_float(low), tile.scale, multiply(to_float(high), tile.second));
+        return multiply_add(both, scale, acc);
+    } else {
+        const I32x16 start = broadcast(Traits::kZero == 0 ? 0 : -Traits::kZero * (sums[0] + sums[1]));
+        const I32x16 product = dot<Traits::kBits, 8>(tile.quants, values, start);
+        acc = multiply_add(to_float(product), multiply(tile.scale, scale), acc);
+        if constexpr (Traits::kMinima) acc = multiply_add(tile.second, broadcast(x.offsets[at]), acc);
+        return acc;
+    }
+}
+
+// Fetches the tile kPrefetchBytes ahead, line by line.
+template <int Bytes>
+PIO_INLINE void prefetch_tile(const uint8_t* bytes) {
+#pragma unroll
+    for (int i = 0; i < Bytes; i += 64) prefetch(bytes + kPrefetchBytes + i);
+}
+
+template <uint32_t Format, int M>
+void sum_quantised(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* acc) {
+    constexpr int kBytes = TileTraits<Format>::kBytes;
+    const int32_t blocks = x.stride / 32;
+    for (int32_t block = 0; block < blocks; ++block, strip += kBytes) {
+        prefetch_tile<kBytes>(strip);
+        const Tile tile = unpack<Format>(strip);
+#pragma unroll
+        for (int m = 0; m < M; ++m) acc[m] = add_block<Format>(tile, x, rows[m], block, acc[m]);
+    }
+}
+
+template <int M>
+void sum_bf16(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* acc) {
+    for (int32_t i = 0; i < x.stride; i += 2, strip += 64) {
+        prefetch(strip + kPrefetchBytes);
+        const Bytes64 w = load_bytes(strip);
+#pragma unroll
+        for (int m = 0; m < M; ++m) acc[m] = dot_bf16(acc[m], w, x.bf16 + rows[m] * x.stride + i);
+    }
+}
+
+template <uint32_t Format>
+PIO_INLINE F32x16 load_weights(const uint8_t* weights) {
+    if constexpr (Format == kTileF16) return load_f16(weights);
+    return load(reinterpret_cast<const float*>(weights));
+}
+
+template <uint32_t Format, int M>
+void sum_float(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* acc) {
+    constexpr int kBytes = TileTraits<Format>::kBytes / kTileInputs;
+    for (int32_t i = 0; i < x.stride; ++i, strip += kBytes) {
+        prefetch(strip + kPrefetchBytes);
+        const F32x16 w = load_weights<Format>(strip);
+#pragma unroll
+        for (int m = 0; m < M; ++m) acc[m] = multiply_add(w, broadcast(x.f32[rows[m] * x.stride + i]), acc[m]);
+    }
+}
+
+// sums[m] = W x[rows[m]] for the sixteen outputs of a strip
+template <uint32_t Format, int M>
+__attribute__((noinline)) void strip_product(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* sums) {
+    F32x16 acc[M];
+    for (int m = 0; m < M; ++m) acc[m] = zeros();
+    if constexpr (TileTraits<Format>::kQuantised) {
+        sum_quantised<Format, M>(strip, x, rows, acc);
+    } else if constexpr (Format == kTileBF16) {
+        sum_bf16<M>(strip, x, rows, acc);
+    } else {
+        sum_float<Format, M>(strip, x, rows, acc);
+    }
+    for (int m = 0; m < M; ++m) sums[m] = acc[m];
+}
+
+template <int M>
+void strip_product(const Segment& weights, int32_t strip, const Rows& x, const int64_t* rows, F32x16* sums) {
+    const auto product = [&](auto format) {
+        constexpr uint32_t kFormat = decltype(format)::value;
+        const int64_t strip_bytes = static_cast<int64_t>(TileTraits<kFormat>::kBytes) * (x.stride / kTileInputs);
+        strip_product<kFormat, M>(weights.strips + strip * strip_bytes, x, rows, sums);
+    };
+    switch (weights.format) {
+        case kTileQ4: return product(Constant<kTileQ4>{});
+        case kTileQ4Min: return product(Constant<kTileQ4Min>{});
+        case kTileQ5: return product(Constant<kTileQ5>{});
+        case kTileQ5Min: return product(Constant<kTileQ5Min>{});
+        case kTileQ6: return product(Constant<kTileQ6>{});
+        case kTileQ8: return product(Constant<kTileQ8>{});
+        case kTileBF16: return product(Constant<kTileBF16>{});
+        case kTileF16: return product(Constant<kTileF16>{});
+        default: return product(Constant<kTileF32>{});
+    }
+}
+
+// --- Epilogues -------------------------------------------------------------------------------------------------------
+
+// Bias of the outputs of a strip, `n` of which there are.
+PIO_INLINE F32x16 strip_bias(const Segment& weights, int32_t strip, int n) {
+    return weights.bias ? load(weights.bias + kTileRows * strip, n) : zeros();
+}
+
+// Writes the sixteen outputs of a strip, or the `n` first that there are, of one row of a task.
+PIO_INLINE void write_outputs(const LinearTask& task, int32_t row, F32x16 outputs, float* y, int n) {
+    if (task.epilogue != kGated) {
+        const float row_scale = task.row_scales ? task.row_scales[row] : 1.0f;
+        outputs = multiply(outputs, broadcast(task.scale * row_scale));
+    }
+    if (task.epilogue == kAdd) outputs = add(outputs, load(y, n));
+    if (task.epilogue == kStore) outputs = activate(task.activation, outputs);
+    store(y, outputs, n);
+}
+
+// Outputs of one strip for rows [row, row + M) of a task.
+template <int M>
+inline void strip_rows(const LinearTask& task, int32_t strip, int32_t row) {
+    int64_t in_rows[M];
+    for (int m = 0; m < M; ++m) in_rows[m] = task.in_rows ? task.in_rows[row + m] : row + m;
+    F32x16 sums[M];
+    strip_product<M>(*task.weights, strip, *task.x, in_rows, sums);
+    const int32_t left = task.weights->rows - kTileRows * strip;
+    const int n = left < kTileRows ? left : kTileRows;
+    const F32x16 bias = strip_bias(*task.weights, strip, n);
+    for (int m = 0; m < M; ++m) sums[m] = add(sums[m], bias);
+    if (task.epilogue == kGated) {
+        F32x16 up[M];
+        strip_product<M>(*task.up, strip, *task.x, in_rows, up);
+        const F32x16 up_bias = strip_bias(*task.up, strip, n);
+        for (int m = 0; m < M; ++m) sums[m] = multiply(activate(task.activation, sums[m]), add(up[m], up_bias));
+    }
+    for (int m = 0; m < M; ++m) {
+        const int64_t out_row = task.out_rows ? task.out_rows[row + m] : row + m;
+        float* y = task.y + out_row * task.y_stride + task.weights->out_column + kTileRows * strip;
+        write_outputs(task, row + m, sums[m], y, n);
+    }
+}
+
+// Outputs of one strip for rows [row, end), as many at once as there are.
+template <int M>
+inline void strip_block(const LinearTask& task, int32_t strip, int32_t row, int32_t end) {
+    for (; row + M <= end; row += M) strip_rows<M>(task, strip, row);
+    if constexpr (M > 1) {
+        if (row < end) strip_block<M / 2>(task, strip, row, end);
+    }
+}
+
+inline void linear(const LinearTask& task, int32_t first_strip, int32_t last_strip) {
+    for (int32_t begin = 0; begin < task.rows; begin += kRowBlock) {
+        const int32_t end = task.rows - begin < kRowBlock ? task.rows : begin + kRowBlock;
+        for (int32_t strip = first_strip; strip < last_strip; ++strip) {
+            strip_block<kMaxRows>(task, strip, begin, end);
+        }
+    }
+}
+
+}  // namespace pio::PIO_ISA

@@ -1,0 +1,97 @@
+// Kernels over single rows of float32: scalar/rows.cpp and scalar/norm.cpp, sixteen numbers at a time.
+#pragma once
+
+#include "../kernels.h"
+#include "simd.h"
+
+namespace pio::PIO_ISA {
+
+// sum x^2: one partial sum per lane
+inline float sum_of_squares(const float* x, int32_t columns) {
+    F32x16 squares = zeros();
+    int32_t i = 0;
+    for (; i + 16 <= columns; i += 16) {
+        const F32x16 v = load(x + i);
+        squares = multiply_add(v, v, squares);
+    }
+    if (i < columns) {
+        const F32x16 v = load(x + i, columns - i);
+        squares = multiply_add(v, v, squares);
+    }
+    return sum(squares);
+}
+
+inline void norm(const float* x, const Norm& norm, int32_t columns, float* y) {
+    const float mean = sum_of_squares(x, columns) / static_cast<float>(columns);
+    const F32x16 factor = divide(broadcast(1.0f), square_root(broadcast(mean + norm.eps)));
+    const F32x16 offset = broadcast(norm.offset);
+    int32_t i = 0;
+    for (; i + 16 <= columns; i += 16) {
+        store(y + i, multiply(multiply(load(x + i), factor), add(load(norm.weight + i), offset)));
+    }
+    if (i < columns) {
+        const int n = columns - i;
+        const F32x16 weight = add(load(norm.weight + i, n), offset);
+        store(y + i, multiply(multiply(load(x + i, n), factor), weight), n);
+    }
+}
+
+// One block of 32 inputs as int8: see scalar::prepare.
+PIO_INLINE void prepare_int8(F32x16 low, F32x16 high, int32_t row, int32_t block, Rows& out) {
+    // Bits of magnitudes order as the magnitudes do, and those of NaN come last.
+    const int32_t bits = largest(maximum(bits_of(absolute(low)), bits_of(absolute(high))));
+    float magnitude;
+    __builtin_memcpy(&magnitude, &bits, sizeof magnitude);
+    const bool finite = bits < 0x7f800000;
+    const bool quantised = finite && magnitude >= kSmallestBlock;
+    const F32x16 inverse = broadcast(quantised ? 127.0f / magnitude : 0.0f);
+    const I32x16 low_values = quantised ? to_int(multiply(low, inverse)) : broadcast(int32_t{0});
+    const I32x16 high_values = quantised ? to_int(multiply(high, inverse)) : broadcast(int32_t{0});
+    const float scale = quantised ? magnitude / 127.0f : finite ? 0.0f : __builtin_nanf("");
+    const int64_t first_value = static_cast<int64_t>(row) * out.stride + 32 * block;
+    const int64_t at = static_cast<int64_t>(row) * (out.stride / 32) + block;
+    store_int8(out.values + first_value, low_values);
+    store_int8(out.values + first_value + 16, high_values);
+    out.sums[2 * at] = sum(low_values);
+    out.sums[2 * at + 1] = sum(high_values);
+    out.scales[at] = scale;
+    out.offsets[at] = scale * static_cast<float>(out.sums[2 * at] + out.sums[2 * at + 1]);
+}
+
+inline void prepare(const float* x, uint32_t kinds, int32_t row, Rows& out) {
+    for (int32_t i = 0; i < out.stride; i += 32) {
+        const int32_t left = out.columns - i;
+        const F32x16 low = left >= 16 ? load(x + i) : load(x + i, left);
+        const F32x16 high = left >= 32 ? load(x + i + 16) : left > 16 ? load(x + i + 16, left - 16) : zeros();
+        const int64_t at = static_cast<int64_t>(row) * out.stride + i;
+        if (kinds & kRowsI8) prepare_int8(low, high, row, i / 32, out);
+        if (kinds & kRowsBF16) {
+            store_bf16(out.bf16 + at, low);
+            store_bf16(out.bf16 + at + 16, high);
+        }
+        if (kinds & kRowsF32) {
+            store(out.f32 + at, low);
+            store(out.f32 + at + 16, high);
+        }
+    }
+}
+
+PIO_INLINE F32x16 finish(F32x16 y, F32x16 scale, float softcap) {
+    const F32x16 scaled = multiply(y, scale);
+    if (softcap <= 0.0f) return scaled;
+    const F32x16 cap = broadcast(softcap);
+    return multiply(cap, tanh(divide(scaled, cap)));
+}
+
+inline void finish_logits(float* y, int64_t n, float scale, float softcap) {
+    if (scale == 1.0f && softcap <= 0.0f) return;
+    const F32x16 factor = broadcast(scale);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) store(y + i, finish(load(y + i), factor, softcap));
+    if (i < n) {
+        const int left = static_cast<int>(n - i);
+        store(y + i, finish(load(y + i, left), factor, softcap), left);
+    }
+}
+
+}  // namespace pio::PIO_ISA
