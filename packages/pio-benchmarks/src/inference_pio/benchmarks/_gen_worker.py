@@ -24,17 +24,26 @@ if TYPE_CHECKING:
 FAILED = 1
 
 
-def main(arguments: list[str], write: Callable[[str], object]) -> int:
-    """Measure what ``arguments[0]`` says; returns the exit code."""
+def worker_main(
+    measure: Callable[[Mapping[str, Any], Callable[[str], object]], None],
+    arguments: list[str],
+    write: Callable[[str], object],
+) -> int:
+    """Let ``measure`` do what ``arguments[0]`` says; returns the exit code."""
     try:
-        _measure(json.loads(arguments[0]), write)
+        measure(json.loads(arguments[0]), write)
     except PioError as error:
         write(json.dumps({"error": error.message, "kind": type(error).__name__, "hint": error.hint}) + "\n")
         return FAILED
     return 0
 
 
-def _measure(spec: Mapping[str, Any], write: Callable[[str], object]) -> None:
+def measure(spec: Mapping[str, Any], write: Callable[[str], object]) -> None:
+    """Measure what ``spec`` says, writing lines of JSON.
+
+    Raises:
+        PioError: The model or the executor is not there, or something does not fit.
+    """
     # As the engine does before it loads torch.
     limit_spinning()
     cases = [case_from_json(each) for each in spec["cases"]]
@@ -50,10 +59,11 @@ def _measure(spec: Mapping[str, Any], write: Callable[[str], object]) -> None:
     executor.close()
 
 
-def _write(line: str) -> None:
+def write_line(line: str) -> None:
+    """Write a line to standard output, at once."""
     sys.stdout.write(line)
     sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], _write))
+    sys.exit(worker_main(measure, sys.argv[1:], write_line))
