@@ -257,6 +257,9 @@ PIO_EXPORT int32_t pio_runtime_step(Runtime* runtime, const Batch* batch);
 PIO_EXPORT const char* pio_isa_name(int32_t isa);
 PIO_EXPORT int32_t pio_isa_usable(int32_t isa);
 
+// The kernels of an instruction set, a `pio::Kernels`, for tests that compare them; null if it is not usable.
+PIO_EXPORT const void* pio_kernels(int32_t isa);
+
 // Bytes of a page of keys and values; bytes of one tile.
 PIO_EXPORT int64_t pio_page_bytes(uint32_t kv_format, int32_t page_size, int32_t kv_heads, int32_t head_size);
 PIO_EXPORT int64_t pio_tile_bytes(uint32_t tile_format);

@@ -1,10 +1,13 @@
 // Kernels over single rows of float32: scalar/rows.cpp and scalar/norm.cpp, sixteen numbers at a time.
 #pragma once
 
-#include "../kernels.h"
+#include "../scalar/scalar.h"
 #include "simd.h"
 
 namespace pio::PIO_ISA {
+
+// One row of a table per token is too little work to be written anew.
+using scalar::embed;
 
 // sum x^2: one partial sum per lane
 inline float sum_of_squares(const float* x, int32_t columns) {
