@@ -6,7 +6,6 @@
 #include <math.h>
 
 #include "kernels.h"
-#include "memory.h"
 #include "routing.h"
 #include "threads.h"
 
@@ -87,7 +86,7 @@ class Arena {
     template <typename T>
     T* take(int64_t count) {
         const int64_t bytes = (count < 1 ? 1 : count) * static_cast<int64_t>(sizeof(T)) + static_cast<int64_t>(sizeof(Block));
-        auto* block = static_cast<Block*>(memory_new(bytes));
+        auto* block = static_cast<Block*>(pio_memory_new(bytes));
         if (block == nullptr) {
             failed = true;
             return nullptr;
@@ -100,7 +99,7 @@ class Arena {
     void free_all() {
         while (blocks_ != nullptr) {
             Block* next = blocks_->next;
-            memory_free(blocks_, blocks_->bytes);
+            pio_memory_free(blocks_, blocks_->bytes);
             blocks_ = next;
         }
     }
@@ -691,7 +690,7 @@ void sample_draw(void* context, int32_t, int32_t draw, int32_t thread) {
 Runtime* pio_runtime_new(const Program* program, int32_t isa, int32_t threads) {
     const Kernels* table = pio::kernels_of(isa);
     if (table == nullptr || threads < 1) return nullptr;
-    auto* runtime = static_cast<Runtime*>(memory_new(sizeof(Runtime)));
+    auto* runtime = static_cast<Runtime*>(pio_memory_new(sizeof(Runtime)));
     if (runtime == nullptr) return nullptr;
     if (runtime->set_up(*program, *table, threads)) return runtime;
     pio_runtime_free(runtime);
@@ -702,7 +701,7 @@ void pio_runtime_free(Runtime* runtime) {
     if (runtime == nullptr) return;
     team_free(runtime->team);
     runtime->arena.free_all();
-    memory_free(runtime, sizeof(Runtime));
+    pio_memory_free(runtime, sizeof(Runtime));
 }
 
 int32_t pio_runtime_step(Runtime* runtime, const Batch* batch) {

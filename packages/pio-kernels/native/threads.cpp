@@ -1,6 +1,6 @@
 #include "threads.h"
 
-#include "memory.h"
+#include "program.h"
 #include "system.h"
 
 namespace pio {
@@ -107,9 +107,9 @@ class Team {
 
     bool reserve(int32_t count) {
         if (count <= progress_capacity) return true;
-        auto* larger = static_cast<Progress*>(memory_new(static_cast<int64_t>(count) * sizeof(Progress)));
+        auto* larger = static_cast<Progress*>(pio_memory_new(static_cast<int64_t>(count) * sizeof(Progress)));
         if (larger == nullptr) return false;
-        memory_free(progress, static_cast<int64_t>(progress_capacity) * sizeof(Progress));
+        pio_memory_free(progress, static_cast<int64_t>(progress_capacity) * sizeof(Progress));
         progress = larger;
         progress_capacity = count;
         return true;
@@ -139,12 +139,12 @@ void serve_as_worker(void* argument) {
 }  // namespace
 
 Team* team_new(int32_t threads) {
-    auto* team = static_cast<Team*>(memory_new(sizeof(Team)));
+    auto* team = static_cast<Team*>(pio_memory_new(sizeof(Team)));
     if (team == nullptr) return nullptr;
     team->threads = threads;
     team->monitor.open();
-    team->handles = static_cast<Thread*>(memory_new(threads * static_cast<int64_t>(sizeof(Thread))));
-    team->worker_arguments = static_cast<Team::Worker*>(memory_new(threads * static_cast<int64_t>(sizeof(Team::Worker))));
+    team->handles = static_cast<Thread*>(pio_memory_new(threads * static_cast<int64_t>(sizeof(Thread))));
+    team->worker_arguments = static_cast<Team::Worker*>(pio_memory_new(threads * static_cast<int64_t>(sizeof(Team::Worker))));
     bool sound = team->handles != nullptr && team->worker_arguments != nullptr;
     for (int32_t number = 1; sound && number < threads; ++number) {
         team->worker_arguments[number] = {team, number};
@@ -162,10 +162,10 @@ void team_free(Team* team) {
     team->wake();
     for (int32_t number = 1; number <= team->workers; ++number) thread_join(team->handles[number]);
     team->monitor.close();
-    memory_free(team->progress, static_cast<int64_t>(team->progress_capacity) * sizeof(Progress));
-    memory_free(team->worker_arguments, team->threads * static_cast<int64_t>(sizeof(Team::Worker)));
-    memory_free(team->handles, team->threads * static_cast<int64_t>(sizeof(Thread)));
-    memory_free(team, sizeof(Team));
+    pio_memory_free(team->progress, static_cast<int64_t>(team->progress_capacity) * sizeof(Progress));
+    pio_memory_free(team->worker_arguments, team->threads * static_cast<int64_t>(sizeof(Team::Worker)));
+    pio_memory_free(team->handles, team->threads * static_cast<int64_t>(sizeof(Thread)));
+    pio_memory_free(team, sizeof(Team));
 }
 
 int32_t team_threads(const Team* team) { return team->threads; }
