@@ -1,4 +1,6 @@
 // Memory for large arrays, and a checksum of it.
+#include "memory.h"
+
 #include "program.h"
 
 #if defined(_WIN32)
@@ -26,39 +28,37 @@ uint64_t word_at(const uint8_t* data) {
 
 }  // namespace
 
+namespace pio {
+
 #if defined(_WIN32)
 
 // Large pages need a privilege that users do not have.
-void* pio_memory_new(int64_t bytes) {
-    return bytes > 0 ? VirtualAlloc(nullptr, static_cast<size_t>(bytes), MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE)
-                     : nullptr;
+void* memory_new(int64_t bytes) {
+    if (bytes <= 0) return nullptr;
+    return VirtualAlloc(nullptr, static_cast<size_t>(bytes), MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
 }
 
-void pio_memory_free(void* memory, int64_t) {
+void memory_free(void* memory, int64_t) {
     if (memory != nullptr) VirtualFree(memory, 0, MEM_RELEASE);
 }
 
 #else
 
-namespace {
-
-// Bytes that are mapped for `bytes`: whole huge pages where there is at least one, else what is asked for.
-int64_t mapped(int64_t bytes) {
-    return bytes < kHugePage ? bytes : (bytes + kHugePage - 1) / kHugePage * kHugePage;
+// Bytes that are mapped for `bytes`: whole huge pages from two on.
+static int64_t mapped_bytes(int64_t bytes) {
+    return bytes < 2 * kHugePage ? bytes : (bytes + kHugePage - 1) / kHugePage * kHugePage;
 }
 
-}  // namespace
-
-void* pio_memory_new(int64_t bytes) {
+void* memory_new(int64_t bytes) {
     if (bytes <= 0) return nullptr;
-    const int64_t size = mapped(bytes);
-    const int64_t slack = bytes < kHugePage ? 0 : kHugePage;
+    const int64_t size = mapped_bytes(bytes);
+    // A mapping begins at any small page: map more, and give back what lies before the first huge page and after the last.
+    const int64_t slack = bytes < 2 * kHugePage ? 0 : kHugePage;
     void* whole = mmap(nullptr, static_cast<size_t>(size + slack), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
                        -1, 0);
     if (whole == MAP_FAILED) return nullptr;
     if (slack == 0) return whole;
-    // A mapping begins at any small page: give back what lies before the first huge page and after the last.
-    uint8_t* start = static_cast<uint8_t*>(whole);
+    uint8_t* const start = static_cast<uint8_t*>(whole);
     const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(start) % kHugePage);
     const int64_t before = past == 0 ? 0 : kHugePage - past;
     if (before > 0) munmap(start, static_cast<size_t>(before));
@@ -69,11 +69,17 @@ void* pio_memory_new(int64_t bytes) {
     return start + before;
 }
 
-void pio_memory_free(void* memory, int64_t bytes) {
-    if (memory != nullptr) munmap(memory, static_cast<size_t>(mapped(bytes)));
+void memory_free(void* memory, int64_t bytes) {
+    if (memory != nullptr) munmap(memory, static_cast<size_t>(mapped_bytes(bytes)));
 }
 
 #endif
+
+}  // namespace pio
+
+void* pio_memory_new(int64_t bytes) { return pio::memory_new(bytes); }
+
+void pio_memory_free(void* memory, int64_t bytes) { pio::memory_free(memory, bytes); }
 
 // Eight words at a time go into eight states, so that products overlap; then the states and what is left into one.
 uint64_t pio_checksum(const uint8_t* data, int64_t bytes) {
