@@ -54,9 +54,9 @@ class HostSampler:
         Raises:
             ValueError: ``logits`` is no float32 array (R, V).
         """
-        values = _checked(logits)
+        values = checked_logits(logits)
         chosen = np.full(batch.rows.size, -1, dtype=np.int64)
-        edits = _RowEdits(batch)
+        edits = RowEdits(batch)
         greedy = batch.temperature == 0.0
         limited = (batch.top_k > 0) & (batch.top_k < values.shape[1])
         with np.errstate(over="ignore", invalid="ignore"):  # extreme rows overflow to infinities, as they should
@@ -78,7 +78,7 @@ class HostSampler:
         Raises:
             ValueError: ``logits`` is no float32 array (R, V).
         """
-        values = _checked(logits)
+        values = checked_logits(logits)
         totals: dict[int, float] = {}
         results = []
         for query in queries:
@@ -125,7 +125,7 @@ class HostSampler:
         return self._scratch[:rows]
 
     def _blocks(
-        self, values: Logits, batch: SamplingBatch, edits: _RowEdits, members: NDArray[np.bool_]
+        self, values: Logits, batch: SamplingBatch, edits: RowEdits, members: NDArray[np.bool_]
     ) -> Iterator[tuple[Tokens, Logits]]:
         """The rows of ``batch`` that are ``members``, block by block, with their edited logits in scratch memory."""
         indices = np.flatnonzero(members)
@@ -140,8 +140,12 @@ class HostSampler:
             yield block, x
 
 
-class _RowEdits:
-    """What changes the logits of a batch, by row."""
+class RowEdits:
+    """What changes the logits of a batch, by row.
+
+    Attributes:
+        concerned: Which rows are changed at all, (R,).
+    """
 
     def __init__(self, batch: SamplingBatch) -> None:
         size = batch.rows.size
@@ -150,7 +154,6 @@ class _RowEdits:
         self._penalties = _sorted_by_row(batch.penalties, size)
         self._masks = batch.masks
         self.concerned = np.zeros(size, dtype=np.bool_)
-        """Which rows are changed at all, (R,)."""
         for edits in (batch.bias, batch.repetition, batch.penalties):
             if edits is not None:
                 self.concerned[edits.rows] = True
@@ -203,7 +206,12 @@ def _of_row(edits: _Sorted, index: int) -> tuple[Tokens, Logits]:
     return token_ids[part], values[part]
 
 
-def _checked(logits: object) -> Logits:
+def checked_logits(logits: object) -> Logits:
+    """``logits`` as the array (R, V) that they must be.
+
+    Raises:
+        ValueError: They are something else.
+    """
     if not isinstance(logits, np.ndarray) or logits.dtype != np.float32 or logits.ndim != 2 or not logits.shape[1]:
         described = f"{logits.dtype} {logits.shape}" if isinstance(logits, np.ndarray) else type(logits).__name__
         raise ValueError(f"logits must be a NumPy array float32 (R, V), got {described}")

@@ -70,6 +70,29 @@ def check_weights(name: str, nbytes: int, dtype: str, available: int) -> None:
         )
 
 
+def cache_budget(asked: int | None, free: int, *, share: float, most: int | None = None) -> int:
+    """Bytes that the cache may take of the ``free`` ones beside the weights: ``asked``, else a share of them.
+
+    Args:
+        asked: What the user allows, or None.
+        free: Bytes left beside the weights.
+        share: Of ``free``, where nothing is asked for.
+        most: Bound on that share; None for none.
+
+    Raises:
+        DoesNotFitError: More is asked for than is free.
+    """
+    if asked is None:
+        budget = int(free * share)
+        return budget if most is None else min(budget, most)
+    if asked > free:
+        raise DoesNotFitError(
+            f"a cache of {_gib(asked)} is asked for, and {_gib(free)} are free beside the weights",
+            hint="lower kv_cache_bytes",
+        )
+    return asked
+
+
 def plan_cache(
     shape: ModelShape,
     *,

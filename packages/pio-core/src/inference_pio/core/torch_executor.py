@@ -13,6 +13,7 @@ from inference_pio.core._memory import (
     HOST_BYTES,
     HOST_SHARE,
     available_memory,
+    cache_budget,
     check_weights,
     plan_cache,
 )
@@ -64,6 +65,8 @@ class TorchExecutor:
         self.report = report
         self.page_size = cache.page_size
         self.cache_groups = cache.groups
+        self.weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        self.summary = f"torch executor, {str(dtype).removeprefix('torch.')} on {device}"
         self.sampler: Sampler = HostSampler() if device.type == "cpu" else TorchSampler(device)
 
     @torch.inference_mode()
@@ -201,6 +204,11 @@ def build_torch_executor(
     )
 
 
+def has_cuda() -> bool:
+    """Whether torch finds a CUDA device."""
+    return torch.cuda.is_available()
+
+
 def kv_bytes_per_element(dtype: torch.dtype) -> float:
     """Bytes that an element of the cache takes, its share of a scale included."""
     # int8 keeps one scale of 4 bytes per head; 32 is the smallest head that is in use.
@@ -218,17 +226,9 @@ def _backend_name(attention: str, *, deterministic: bool) -> str:
 
 
 def _cache_budget(asked: int | None, free: int, device: torch.device) -> int:
-    if asked is not None:
-        if asked > free:
-            raise DoesNotFitError(
-                f"a cache of {asked / 2**30:.2f} GiB is asked for, and {free / 2**30:.2f} GiB are free beside the "
-                "weights",
-                hint="lower kv_cache_bytes",
-            )
-        return asked
     if device.type == "cpu":
-        return min(int(free * HOST_SHARE), HOST_BYTES)
-    return int(free * DEVICE_SHARE)
+        return cache_budget(asked, free, share=HOST_SHARE, most=HOST_BYTES)
+    return cache_budget(asked, free, share=DEVICE_SHARE)
 
 
 def _device(name: str) -> torch.device:
