@@ -104,11 +104,13 @@ const Kernels* avx512_bf16_kernels();
 // --- Attention's plan (attention_plan.cpp), which no instruction set changes ---
 
 // Splits the attention of a step over `threads` threads; the same items serve every layer of a group.
-// Returns their number; at most `capacity` are written.
+// Returns their number, at most N K + attention_partials(threads); at most `capacity` are written.
 int32_t plan_attention(const AttentionOp& op, const Batch& batch, int32_t threads, AttentionItem* items,
                        int32_t capacity);
 // Bytes of scratch per thread that `attend` needs; floats that one partial result takes.
 int64_t attention_scratch(const AttentionOp& op, const LayerCache& cache);
 int64_t attention_partial(const AttentionOp& op);
+// Partial results that a plan has at most.
+int32_t attention_partials(int32_t threads);
 
 }  // namespace pio

@@ -1,0 +1,316 @@
+"""Attention over pages: written, planned, attended and merged, against softmax attention in float64."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Floats = NDArray[np.float32]
+
+ROOT = Path(__file__).parents[1]
+F16, BF16, I8, F32 = range(4)
+FORMATS = {"f16": F16, "bf16": BF16, "i8": I8, "f32": F32}
+COMPILE = [
+    *["c++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden"],
+    *["-nostdlib++", "-fno-exceptions", "-fno-rtti", "-ffp-contract=on"],
+]
+# Flags of the compiler, and what the processor must say that it has.
+INSTRUCTION_SETS = {
+    "scalar": (["-DPIO_SCALAR", str(ROOT / "native/scalar/attention.cpp")], []),
+    "avx2": (["-mcpu=x86_64_v3", "-DPIO_ISA=avx2"], ["avx2", "fma", "f16c"]),
+    "avx512": (["-mcpu=x86_64_v4", "-DPIO_ISA=avx512"], ["avx512f", "avx512bw", "avx512vl", "avx512dq"]),
+    "avx512bf16": (["-mcpu=x86_64_v4+avx512bf16", "-DPIO_ISA=avx512bf16"], ["avx512f", "avx512_bf16"]),
+    "neon": (["-mcpu=generic+dotprod", "-DPIO_ISA=neon"], ["asimddp"]),
+}
+
+
+# --- Twins of native/program.h and native/kernels.h ---
+
+
+def _fields(**types: Any) -> list[tuple[str, Any]]:
+    return list(types.items())
+
+
+P, F = ctypes.c_void_p, ctypes.c_float
+I32, I64, U32 = ctypes.c_int32, ctypes.c_int64, ctypes.c_uint32
+
+
+class Norm(ctypes.Structure):
+    _fields_ = _fields(weight=P, eps=F, offset=F)
+
+
+class LayerCache(ctypes.Structure):
+    _fields_ = _fields(pages=P, page_bytes=I64, format=U32, group=I32, page_size=I32, reserved=I32)
+
+
+class AttentionOp(ctypes.Structure):
+    _fields_ = _fields(
+        kind=U32, qkv=I32, out=I32, rotary=I32, heads=I32, kv_heads=I32, head_size=I32, pairs=I32, interleaved=I32,
+        window=I32, scale=F, softcap=F, query_norm=Norm, key_norm=Norm, sinks=P, cache=P,
+    )  # fmt: skip
+
+
+class GroupTables(ctypes.Structure):
+    _fields_ = _fields(block_tables=P, stride=I64, slots=P)
+
+
+class Batch(ctypes.Structure):
+    _fields_ = _fields(
+        num_tokens=I32, num_sequences=I32, num_logits=I32, num_groups=I32, token_ids=P, positions=P, query_starts=P,
+        sequence_lengths=P, logit_rows=P, groups=P, logits=P,
+    )  # fmt: skip
+
+
+class Task(ctypes.Structure):
+    _fields_ = _fields(op=P, batch=P, qkv=P, qkv_stride=I64, rotary=P, out=P, out_stride=I64)
+
+
+class Item(ctypes.Structure):
+    _fields_ = _fields(
+        sequence=I32, kv_head=I32, row_begin=I32, row_end=I32, key_begin=I32, key_end=I32, partial=I32, parts=I32
+    )
+
+
+# --- Libraries ---
+
+
+def _processor_flags() -> set[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return set()
+    lines = cpuinfo.read_text().splitlines()
+    return set().union(*(line.split(":")[1].split() for line in lines if line.startswith(("flags", "Features"))))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ctypes.CDLL]:
+    """The kernels of one instruction set, compiled once; skips where the processor lacks it."""
+    folder = tmp_path_factory.mktemp("attention")
+    built: dict[str, ctypes.CDLL] = {}
+
+    def load(name: str) -> ctypes.CDLL:
+        arguments, needed = INSTRUCTION_SETS[name]
+        missing = set(needed) - _processor_flags()
+        if missing:
+            pytest.skip(f"this processor lacks {', '.join(sorted(missing))}")
+        if importlib.util.find_spec("ziglang") is None:
+            pytest.skip("no compiler: ziglang is not installed")
+        if name not in built:
+            path = folder / f"{name}.so"
+            sources = [str(ROOT / "tests/native/attention_shim.cpp"), str(ROOT / "native/attention_plan.cpp")]
+            subprocess.run(
+                [sys.executable, "-m", "ziglang", *COMPILE, *sources, *arguments, "-o", str(path)], check=True
+            )
+            built[name] = ctypes.CDLL(str(path))
+            for function in ("shim_scratch", "shim_partial", "pio_page_bytes"):
+                getattr(built[name], function).restype = I64
+        return built[name]
+
+    return load
+
+
+# --- A step, and what must come of it ---
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer and one ragged step: ``sequences`` are (tokens before the step, tokens of the step)."""
+
+    sequences: Sequence[tuple[int, int]]
+    heads: int = 6
+    kv_heads: int = 2
+    head_size: int = 64
+    kv_format: int = F16
+    page_size: int = 16
+    pairs: int = 0
+    interleaved: bool = False
+    window: int = 0
+    softcap: float = 0.0
+    sinks: bool = False
+    norms: bool = False
+    threads: int = 2
+    spread: float = 1.0
+    seed: int = 0
+
+
+def _stored(x: Floats, kv_format: int) -> NDArray[np.float64]:
+    """``x`` (..., D) as it comes back from a cache."""
+    if kv_format == F16:
+        return np.clip(x, -65504, 65504).astype(np.float16).astype(np.float64)
+    if kv_format == BF16:
+        bits = x.view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
+    if kv_format == I8:
+        scale = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+        return (np.rint(x / np.where(scale > 0, scale, 1)) * scale).astype(np.float64)
+    return x.astype(np.float64)
+
+
+def _prepared(case: Case, x: Floats, weight: Floats | None, angles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Norms and turns heads ``x`` (T, heads, D) by ``angles`` (T, pairs)."""
+    y = x.astype(np.float64)
+    if weight is not None:
+        y = y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-5) * (weight + 1.0)
+    cosine, sine = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
+    first = np.s_[..., 0 : 2 * case.pairs : 2] if case.interleaved else np.s_[..., : case.pairs]
+    second = np.s_[..., 1 : 2 * case.pairs : 2] if case.interleaved else np.s_[..., case.pairs : 2 * case.pairs]
+    a, b = y[first].copy(), y[second].copy()
+    y[first], y[second] = a * cosine - b * sine, b * cosine + a * sine
+    return y
+
+
+def _attention(case: Case, q: Any, k: Any, v: Any, before: int, sinks: Floats | None) -> NDArray[np.float64]:
+    """softmax(q k^T) v of one sequence in float64: (T, H, D) from (T, H, D) and (S, K, D)."""
+    group = case.heads // case.kv_heads
+    scores = np.einsum("thd,shd->hts", q, np.repeat(k, group, axis=1)) * case.head_size**-0.5
+    if case.softcap:
+        scores = case.softcap * np.tanh(scores / case.softcap)
+    position, key = before + np.arange(len(q))[:, None], np.arange(len(k))[None, :]
+    visible = (key <= position) & ((case.window == 0) | (key > position - case.window))
+    scores = np.where(visible, scores, -np.inf)
+    largest = scores.max(-1, keepdims=True)
+    if sinks is not None:
+        largest = np.maximum(largest, sinks[:, None, None])
+    weights = np.exp(scores - largest)
+    total = weights.sum(-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sinks[:, None, None] - largest)
+    return np.einsum("hts,shd->thd", weights / total, np.repeat(v, group, axis=1))
+
+
+def run(library: ctypes.CDLL, case: Case) -> tuple[Floats, NDArray[np.float64]]:
+    """What the kernels give for a case, and what they should: (N, H, D) each.
+
+    The tokens before the step are written by a step of their own, in random order of pages; slots that nothing wrote
+    hold NaN.
+    """
+    rng = np.random.default_rng(case.seed)
+    heads, kv_heads, size, page = case.heads, case.kv_heads, case.head_size, case.page_size
+    lengths = [before + now for before, now in case.sequences]
+    page_counts = [-(-length // page) for length in lengths]
+    numbers = rng.permutation(sum(page_counts)).astype(np.int32)
+    tables = np.full((len(lengths), max(page_counts, default=0) + 1), -1, np.int32)
+    for b, count in enumerate(page_counts):
+        tables[b, :count], numbers = numbers[:count], numbers[count:]
+    page_bytes = library.pio_page_bytes(U32(case.kv_format), page, kv_heads, size)
+    pages = np.full(sum(page_counts) * page_bytes + 64, 0xFF, np.uint8)  # NaN in every format but int8
+
+    weights = [rng.standard_normal(size).astype(np.float32) * 0.2 if case.norms else None for _ in range(2)]
+    sinks = rng.standard_normal(heads).astype(np.float32) if case.sinks else None
+    pointer = lambda x: None if x is None else x.ctypes.data  # noqa: E731 - the shortest name for a dozen uses
+    cache = LayerCache(pointer(pages), page_bytes, case.kv_format, 0, page, 0)
+    op = AttentionOp(
+        3, 0, 1, -1, heads, kv_heads, size, case.pairs, int(case.interleaved), case.window, size**-0.5, case.softcap,
+        Norm(pointer(weights[0]), 1e-5, 1.0), Norm(pointer(weights[1]), 1e-5, 1.0), pointer(sinks),
+        ctypes.addressof(cache),
+    )  # fmt: skip
+
+    def step(qkv: Floats, spans: Sequence[tuple[int, int]], attend: bool) -> tuple[Floats, NDArray[np.float64]]:
+        """Runs rows of ``qkv``, of sequence b the positions ``spans[b]``; the outputs, and the angles of the rows."""
+        rows = sum(end - begin for begin, end in spans)
+        positions = np.concatenate([np.arange(*span, dtype=np.int64) for span in spans])
+        sequence = np.repeat(np.arange(len(spans)), [end - begin for begin, end in spans])
+        starts = np.cumsum([0, *(end - begin for begin, end in spans)]).astype(np.int32)
+        ends = np.array([end for _, end in spans], np.int32)
+        slots = tables[sequence, positions // page].astype(np.int64) * page + positions % page
+        angles = positions[:, None] * 10000.0 ** (-np.arange(case.pairs) / max(case.pairs, 1))
+        rotary = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+        visible = tables.copy()
+        if case.window and attend:
+            for b, (begin, _) in enumerate(spans):
+                visible[b, : max(begin - case.window + 1, 0) // page] = -1
+        group = GroupTables(pointer(visible), visible.shape[1], pointer(slots))
+        batch = Batch(
+            rows, len(spans), 0, 1, None, pointer(positions), pointer(starts), pointer(ends), None,
+            ctypes.addressof(group), None,
+        )  # fmt: skip
+        out = np.full((rows, heads * size), np.nan, np.float32)
+        task = Task(
+            ctypes.addressof(op), ctypes.addressof(batch), pointer(qkv), qkv.shape[1],
+            pointer(rotary) if case.pairs else None, pointer(out), out.shape[1],
+        )  # fmt: skip
+        library.shim_write(ctypes.byref(task))
+        if attend:
+            items = (Item * 4096)()
+            count = library.shim_plan(ctypes.byref(op), ctypes.byref(batch), case.threads, items, len(items))
+            scratch = np.full(library.shim_scratch(ctypes.byref(op)), 0xFF, np.uint8)
+            partials = np.full((count, library.shim_partial(ctypes.byref(op))), np.nan, np.float32)
+            for index in rng.permutation(count):
+                library.shim_attend(
+                    ctypes.byref(task), ctypes.byref(items[index]), P(pointer(scratch)), P(pointer(partials))
+                )
+            for item in items[:count]:
+                if item.parts > 1:
+                    library.shim_merge(ctypes.byref(task), ctypes.byref(item), P(pointer(partials)))
+        return out, angles
+
+    width = (heads + 2 * kv_heads) * size
+    qkv = [case.spread * rng.standard_normal((length, width)).astype(np.float32) for length in lengths]
+    spans = [(0, before) for before, _ in case.sequences]
+    now = [(before, before + tokens) for before, tokens in case.sequences]
+    if sum(before for before, _ in case.sequences):
+        step(np.concatenate([x[:end] for x, (_, end) in zip(qkv, spans, strict=True)]), spans, attend=False)
+    out, _ = step(np.concatenate([x[slice(*span)] for x, span in zip(qkv, now, strict=True)]), now, attend=True)
+
+    expected = []
+    for x, (before, _) in zip(qkv, case.sequences, strict=True):
+        angles = np.arange(len(x))[:, None] * 10000.0 ** (-np.arange(case.pairs) / max(case.pairs, 1))
+        split = np.split(x.reshape(len(x), -1, size), [heads, heads + kv_heads], axis=1)
+        queries = _prepared(case, split[0][before:], weights[0], angles[before:])
+        keys = _stored(_prepared(case, split[1], weights[1], angles).astype(np.float32), case.kv_format)
+        expected.append(_attention(case, queries, keys, _stored(split[2], case.kv_format), before, sinks))
+    return out.reshape(-1, heads, size), np.concatenate(expected)
+
+
+# Sequences of a step: alone, ragged, at the edges of blocks, pages and tiles, chunks of prompts on top of others.
+STEPS = {
+    "one": [(0, 1)],
+    "decode": [(0, 1), (14, 1), (15, 1), (16, 1), (63, 1), (64, 1), (500, 1)],
+    "prefill": [(0, 17), (0, 70)],
+    "ragged": [(33, 1), (0, 5), (100, 31), (64, 64), (7, 2), (700, 3)],
+    "long": [(1200, 1)],
+}
+SHAPES = {
+    "smollm2": {"heads": 9, "kv_heads": 3, "head_size": 64, "pairs": 32},
+    "mha": {"heads": 2, "kv_heads": 2, "head_size": 80, "pairs": 20, "interleaved": True},
+    "mqa": {"heads": 8, "kv_heads": 1, "head_size": 128, "pairs": 64, "norms": True},
+    "wide-group": {"heads": 13, "kv_heads": 1, "head_size": 96, "pairs": 48},
+    "narrow": {"heads": 4, "kv_heads": 2, "head_size": 8},
+    "odd": {"heads": 4, "kv_heads": 2, "head_size": 72, "pairs": 4},
+    "gemma": {"heads": 4, "kv_heads": 2, "head_size": 256, "pairs": 128, "softcap": 20.0, "window": 40},
+    "sinks": {"heads": 8, "kv_heads": 2, "head_size": 64, "sinks": True, "window": 128, "pairs": 32},
+}
+
+
+def tolerance(isa: str, case: Case) -> float:
+    """Bound on the error of an output of values of size one: rounding to bfloat16 moves scores of a few units."""
+    exact_sums = 2e-5
+    return 3e-2 if isa == "avx512bf16" and case.kv_format != F32 else exact_sums
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kv_format", FORMATS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_attention_is_softmax_over_the_stored_keys(
+    library: Callable[[str], ctypes.CDLL], isa: str, kv_format: str, shape: str
+) -> None:
+    """Every shape, format and kind of step agrees with float64 attention over what the cache holds."""
+    kernels = library(isa)
+    for number, sequences in enumerate(STEPS.values()):
+        case = Case(sequences, kv_format=FORMATS[kv_format], page_size=16 << number % 3, seed=number, **SHAPES[shape])
+        out, expected = run(kernels, case)
+        # A key that lies between two numbers of the format may be stored as either, by a rounding in its norm or turn.
+        step = {"f16": 1e-3, "bf16": 6e-3, "i8": 2e-2, "f32": 0.0}[kv_format] if case.pairs or case.norms else 0.0
+        np.testing.assert_allclose(out, expected, rtol=0, atol=tolerance(isa, case) + step)
