@@ -13,11 +13,12 @@ namespace {
 
 constexpr int64_t kHugePage = 2 << 20;
 
-// One round of the hash: every bit of `word` changes about half of the bits above it, and the shift brings them down.
+// One step of a multiply-with-carry generator (Marsaglia 2003) from the state xor the word: the product of 32 bits each is
+// what any processor has in its vector registers, and as the factor is all but 2^32, hardly any two states become one.
 uint64_t mix(uint64_t state, uint64_t word) {
-    constexpr uint64_t odd = 0x9e3779b97f4a7c15u;  // 2^64 / golden ratio
-    const uint64_t product = (state ^ word) * odd;
-    return product ^ (product >> 29);
+    constexpr uint64_t factor = 0xffffda61u;
+    const uint64_t both = state ^ word;
+    return (both & 0xffffffffu) * factor + (both >> 32);
 }
 
 uint64_t word_at(const uint8_t* data) {
@@ -96,5 +97,6 @@ uint64_t pio_checksum(const uint8_t* data, int64_t bytes) {
     uint64_t sum = static_cast<uint64_t>(bytes);
     for (int64_t lane = 0; lane < lanes; ++lane) sum = mix(sum, states[lane]);
     for (; at < bytes; ++at) sum = mix(sum, data[at]);
-    return mix(sum, sum >> 32);
+    for (int round = 0; round < 4; ++round) sum = mix(sum, sum << 32);
+    return sum;
 }
