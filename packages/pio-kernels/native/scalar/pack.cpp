@@ -232,7 +232,8 @@ void put_eight_bit(const float* x, uint8_t* tile, int r, Packing& packing) {
     float magnitude = 0.0f;
     for (int k = 0; k < kTileInputs; ++k) {
         const float absolute = x[k] < 0.0f ? -x[k] : x[k];
-        if (!(absolute <= magnitude)) magnitude = absolute;
+        if (absolute > magnitude) magnitude = absolute;
+        packing.overflow = packing.overflow || x[k] != x[k];
     }
     uint16_t d = packing.scale(magnitude / 127.0f);
     if (packing.overflow) return;
