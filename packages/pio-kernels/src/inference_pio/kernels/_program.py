@@ -8,7 +8,10 @@ A row buffer holds one float32 row per token of a step. Parameters are named as 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Activation = Literal["none", "silu", "gelu_tanh", "gelu"]
 Epilogue = Literal["store", "add", "gated"]
@@ -240,8 +243,16 @@ class Program:
             raise ValueError("a program ends with its head")
         for index, op in enumerate(self.ops):
             problem = _problem(op, self.buffers)
+            if problem is None and isinstance(op, Head) and index < len(self.ops) - 1:
+                problem = "a program has one head"
             if problem is not None:
                 raise ValueError(f"operation {index}, {type(op).__name__}: {problem}")
+        _refuse_two_shapes(self.ops, self.buffers, self.vocab_size)
+
+    @property
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each parameter by name: matrices (rows, columns), those of experts (num_experts, rows, columns)."""
+        return {name: shape for op in self.ops for name, shape in _uses(op, self.buffers, self.vocab_size)}
 
 
 class ProgramBuilder:
@@ -481,6 +492,8 @@ def _problem(op: Op, buffers: dict[str, int]) -> str | None:  # noqa: PLR0911, P
                 return f"a row of {op.qkv!r} holds {buffers[op.qkv]} numbers"
             if buffers[op.out] != op.heads * op.head_size:
                 return f"a row of {op.out!r} holds {buffers[op.out]} numbers"
+            if op.window is not None and op.window < 1:
+                return f"a window of {op.window} keys"
             if op.rotary is not None and buffers[op.rotary] > op.head_size:
                 return f"{buffers[op.rotary]} turned dimensions in heads of {op.head_size}"
         case Route():
@@ -488,9 +501,55 @@ def _problem(op: Op, buffers: dict[str, int]) -> str | None:  # noqa: PLR0911, P
                 return f"{op.chosen} of {op.num_experts} experts"
             if buffers[op.input] != op.num_experts:
                 return f"a row of {op.input!r} holds {buffers[op.input]} scores"
+            if not buffers[op.weights] == buffers[op.experts] == op.chosen:
+                return f"rows of {op.weights!r} and {op.experts!r} do not hold {op.chosen} choices"
         case Experts():
             if buffers[op.inner] != op.chosen * op.inner_size:
                 return f"a row of {op.inner!r} holds {buffers[op.inner]} numbers"
+            if not buffers[op.weights] == buffers[op.experts] == op.chosen:
+                return f"rows of {op.weights!r} and {op.experts!r} do not hold {op.chosen} choices"
+            if buffers[op.input] != buffers[op.out]:
+                return f"rows of {op.input!r} hold {buffers[op.input]} numbers, those of {op.out!r} {buffers[op.out]}"
         case _:
             pass
     return None
+
+
+def _uses(  # noqa: PLR0912 - one per kind of parameter
+    op: Op, buffers: dict[str, int], vocab_size: int
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every parameter of ``op``."""
+    match op:
+        case Embed():
+            yield op.weight, (vocab_size, buffers[op.out])
+        case Linear():
+            yield op.weight, (op.rows, buffers[op.input])
+            if op.bias is not None:
+                yield op.bias, (op.rows,)
+        case Attention():
+            if op.query_norm is not None:
+                yield op.query_norm.weight, (op.head_size,)
+            if op.key_norm is not None:
+                yield op.key_norm.weight, (op.head_size,)
+            if op.sinks is not None:
+                yield op.sinks, (op.heads,)
+        case Route():
+            if op.bias is not None:
+                yield op.bias, (op.num_experts,)
+        case Experts():
+            yield op.gate_up, (op.num_experts, 2 * op.inner_size, buffers[op.input])
+            yield op.down, (op.num_experts, buffers[op.out], op.inner_size)
+        case Head():
+            yield op.weight, (vocab_size, buffers[op.input])
+        case Rotary():
+            pass
+    if isinstance(op, Linear | Experts | Head) and op.norm is not None:
+        yield op.norm.weight, (buffers[op.input],)
+
+
+def _refuse_two_shapes(ops: tuple[Op, ...], buffers: dict[str, int], vocab_size: int) -> None:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for op in ops:
+        for name, shape in _uses(op, buffers, vocab_size):
+            if shapes.setdefault(name, shape) != shape:
+                raise ValueError(f"parameter {name!r} is used as {shapes[name]} and as {shape}")
