@@ -20,6 +20,14 @@ def imported(*arguments: str) -> set[str]:
     return {name.split(".")[0] for name in re.findall(r"^import time:.*\|\s+(\S+)$", done.stderr, re.MULTILINE)}
 
 
+def test_importing_the_command_line_imports_nothing_heavy():
+    """Commands are imported when they are used; other distributions are not looked for before."""
+    code = "import sys, inference_pio.cli; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "inference_pio" in done.stdout.split()
+    assert set(done.stdout.split()).isdisjoint({*HEAVY, "click", "msgspec", "llguidance"})
+
+
 def test_loading_spares_the_collector_and_gives_it_back(pio, tiny_model, monkeypatch):
     """No collection while libraries are imported; afterwards it works as before, also after an error."""
     seen = []

@@ -228,3 +228,13 @@ def test_huge_strings_come_back(byte_level_metadata, pre, text):
     """Encoding is quick for runs of anything, and decoding gives the text back."""
     tokenizer = tokenizer_from_gguf(byte_level_metadata(pre))
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_merges_of_tokens_with_spaces():
+    """The space between two tokens is the first one that can be: a token may be, begin with, or end with a space."""
+    tokens = [" ", "a", "b", " a", "a ", " ab"]
+    metadata = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": tokens}
+    for merge in ("  a", "a  ", " a b"):
+        assert tokenizer_from_gguf({**metadata, "tokenizer.ggml.merges": [merge]}) is not None
+    with pytest.raises(MalformedFileError, match=r"tokenizer\.ggml\.merges: .*out of vocabulary"):
+        tokenizer_from_gguf({**metadata, "tokenizer.ggml.merges": ["a "]})

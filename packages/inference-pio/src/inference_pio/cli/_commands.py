@@ -58,7 +58,8 @@ class LazyGroup(click.Group):
             InvalidRequestError: There is none.
         """
         name = args[0]
-        if not name.startswith("-") and name not in (names := self.list_commands(ctx)):
+        # Own names first: to know those of others, what is installed has to be looked through.
+        if not name.startswith("-") and name not in OWN_COMMANDS and name not in (names := self.list_commands(ctx)):
             from inference_pio.interfaces import InvalidRequestError
 
             nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)

@@ -1,26 +1,70 @@
-"""Model registry and factory, the engine, and the offline ``LLM`` API. Importing it imports no torch."""
+"""Model registry and factory, the engine, and the offline ``LLM`` API.
 
-from inference_pio.core._async_engine import AsyncEngine, AsyncTokenStream
-from inference_pio.core._checkpoint import Checkpoint, open_checkpoint
-from inference_pio.core._draft_model import DraftModelProposer
-from inference_pio.core._drafting import Drafting
-from inference_pio.core._engine import Engine
-from inference_pio.core._inspect import EncodingUse, ModelReport, inspect_model
-from inference_pio.core._llm import LLM
-from inference_pio.core._locate import LocatedModel, locate_model
-from inference_pio.core._metrics import EngineMetrics
-from inference_pio.core._proposers import DraftRequest, NgramProposer, Proposer
-from inference_pio.core._registry import InstalledPlugin, Registry
-from inference_pio.core._sampler_state import SamplerState
-from inference_pio.core._speculation import SpeculationControl
-from inference_pio.core._stream import TokenStream
-from inference_pio.interfaces import (
-    BeamSearchParams,
-    CompletionOutput,
-    Logprob,
-    RequestOutput,
-    SamplingParams,
-    StructuredOutputs,
+Names are imported when first used: whoever lists plugins or describes a model waits for no engine, and nobody but the
+torch executor for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from inference_pio.core._async_engine import AsyncEngine, AsyncTokenStream
+    from inference_pio.core._checkpoint import Checkpoint, open_checkpoint
+    from inference_pio.core._draft_model import DraftModelProposer
+    from inference_pio.core._drafting import Drafting
+    from inference_pio.core._engine import Engine
+    from inference_pio.core._inspect import EncodingUse, ModelReport, inspect_model
+    from inference_pio.core._llm import LLM
+    from inference_pio.core._locate import LocatedModel, locate_model
+    from inference_pio.core._metrics import EngineMetrics
+    from inference_pio.core._proposers import DraftRequest, NgramProposer, Proposer
+    from inference_pio.core._registry import InstalledPlugin, Registry
+    from inference_pio.core._sampler_state import SamplerState
+    from inference_pio.core._speculation import SpeculationControl
+    from inference_pio.core._stream import TokenStream
+    from inference_pio.interfaces import (
+        BeamSearchParams,
+        CompletionOutput,
+        Logprob,
+        RequestOutput,
+        SamplingParams,
+        StructuredOutputs,
+    )
+
+_MODULES = MappingProxyType(
+    {
+        "LLM": "inference_pio.core._llm",
+        "AsyncEngine": "inference_pio.core._async_engine",
+        "AsyncTokenStream": "inference_pio.core._async_engine",
+        "BeamSearchParams": "inference_pio.interfaces",
+        "Checkpoint": "inference_pio.core._checkpoint",
+        "CompletionOutput": "inference_pio.interfaces",
+        "DraftModelProposer": "inference_pio.core._draft_model",
+        "DraftRequest": "inference_pio.core._proposers",
+        "Drafting": "inference_pio.core._drafting",
+        "EncodingUse": "inference_pio.core._inspect",
+        "Engine": "inference_pio.core._engine",
+        "EngineMetrics": "inference_pio.core._metrics",
+        "InstalledPlugin": "inference_pio.core._registry",
+        "LocatedModel": "inference_pio.core._locate",
+        "Logprob": "inference_pio.interfaces",
+        "ModelReport": "inference_pio.core._inspect",
+        "NgramProposer": "inference_pio.core._proposers",
+        "Proposer": "inference_pio.core._proposers",
+        "Registry": "inference_pio.core._registry",
+        "RequestOutput": "inference_pio.interfaces",
+        "SamplerState": "inference_pio.core._sampler_state",
+        "SamplingParams": "inference_pio.interfaces",
+        "SpeculationControl": "inference_pio.core._speculation",
+        "StructuredOutputs": "inference_pio.interfaces",
+        "TokenStream": "inference_pio.core._stream",
+        "inspect_model": "inference_pio.core._inspect",
+        "locate_model": "inference_pio.core._locate",
+        "open_checkpoint": "inference_pio.core._checkpoint",
+    }
 )
 
 __all__ = [
@@ -53,3 +97,14 @@ __all__ = [
     "locate_model",
     "open_checkpoint",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import the module that holds ``name`` on its first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -14,7 +14,6 @@ from weakref import WeakValueDictionary
 from inference_pio.config import Settings
 from inference_pio.config import cache_dir as default_cache_dir
 from inference_pio.core._assembly import EngineOptions, assemble_engine, check_choices, check_positive
-from inference_pio.core._async_engine import AsyncEngine
 from inference_pio.core._locate import locate_model
 from inference_pio.core._progress import ProgressBar
 from inference_pio.core._prompts import (
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from inference_pio.core._async_engine import AsyncEngine
     from inference_pio.core._metrics import EngineMetrics
     from inference_pio.core._prompts import Conversation, Prompt
     from inference_pio.core._scheduler import Policy
@@ -371,6 +371,8 @@ class LLM:
             EngineError: It was handed over before, or a stream is unfinished.
             InvalidRequestError: An argument is out of bounds.
         """
+        from inference_pio.core._async_engine import AsyncEngine  # asyncio takes a tenth of a short run's start
+
         self._check_synchronous()
         check_choices(on_failure=on_failure)
         check_positive(max_waiting=max_waiting)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference_pio.core import hub
 from inference_pio.interfaces import ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -60,6 +59,8 @@ def locate_model(
     registered = registry.registered_models()
     if text in registered:
         return LocatedModel(text, _registered_file(registered[text]), "registered")
+    from inference_pio.core import hub  # what is registered or a path does not wait for it
+
     pulled = {local.name: local for local in hub.list_models(cache_dir)}
     if text in pulled:
         return LocatedModel(text, pulled[text].path, "hub")

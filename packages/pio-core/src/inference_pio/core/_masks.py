@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from inference_pio.core._vocabulary import mask_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from concurrent.futures import Future
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     from llguidance import LLExecutor
     from numpy.typing import NDArray
@@ -96,6 +95,8 @@ class MaskWorker:
         if not jobs:
             return PendingMasks(self._num_words, (), None)
         if self._thread is None:
+            from concurrent.futures import ThreadPoolExecutor
+
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="pio-masks")
         return PendingMasks(self._num_words, jobs, self._thread.submit(self._compute, jobs))
 
