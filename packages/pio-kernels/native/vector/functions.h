@@ -10,7 +10,7 @@ namespace pio::PIO_ISA {
 template <int N>
 PIO_INLINE F32x16 polynomial(const float (&coefficients)[N], F32x16 x) {
     F32x16 y = broadcast(coefficients[N - 1]);
-#pragma unroll
+PIO_UNROLL
     for (int i = N - 2; i >= 0; --i) y = multiply_add(y, x, broadcast(coefficients[i]));
     return y;
 }

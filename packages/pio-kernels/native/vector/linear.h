@@ -49,7 +49,7 @@ struct Tile {
 // The low four bits of inputs 0..15 and of 16..31 share bytes.
 PIO_INLINE void unpack_nibbles(const uint8_t* tile, Bytes64* quants) {
     const Bytes64 mask = broadcast_byte(15);
-#pragma unroll
+PIO_UNROLL
     for (int g = 0; g < 4; ++g) {
         const Bytes64 both = load_bytes(tile + 64 * g);
         quants[g] = bit_and(both, mask);
@@ -76,7 +76,7 @@ PIO_INLINE Tile unpack(const uint8_t* bytes) {
     using Traits = TileTraits<Format>;
     Tile tile;
     if constexpr (Traits::kBits == 8) {
-#pragma unroll
+PIO_UNROLL
         for (int g = 0; g < 8; ++g) tile.quants[g] = eight_bit_quants(load_bytes(bytes + 64 * g));
     } else {
         unpack_nibbles(bytes, tile.quants);
@@ -118,7 +118,7 @@ PIO_INLINE F32x16 add_block(const Tile& tile, const Rows& x, int64_t row, int32_
 // Fetches the tile kPrefetchBytes ahead, line by line.
 template <int Bytes>
 PIO_INLINE void prefetch_tile(const uint8_t* bytes) {
-#pragma unroll
+PIO_UNROLL
     for (int i = 0; i < Bytes; i += 64) prefetch(bytes + kPrefetchBytes + i);
 }
 
@@ -129,7 +129,7 @@ void sum_quantised(const uint8_t* strip, const Rows& x, const int64_t* rows, F32
     for (int32_t block = 0; block < blocks; ++block, strip += kBytes) {
         prefetch_tile<kBytes>(strip);
         const Tile tile = unpack<Format>(strip);
-#pragma unroll
+PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = add_block<Format>(tile, x, rows[m], block, acc[m]);
     }
 }
@@ -139,7 +139,7 @@ void sum_bf16(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* 
     for (int32_t i = 0; i < x.stride; i += 2, strip += 64) {
         prefetch(strip + kPrefetchBytes);
         const Bytes64 w = load_bytes(strip);
-#pragma unroll
+PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = dot_bf16(acc[m], w, x.bf16 + rows[m] * x.stride + i);
     }
 }
@@ -156,7 +156,7 @@ void sum_float(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16*
     for (int32_t i = 0; i < x.stride; ++i, strip += kBytes) {
         prefetch(strip + kPrefetchBytes);
         const F32x16 w = load_weights<Format>(strip);
-#pragma unroll
+PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = multiply_add(w, broadcast(x.f32[rows[m] * x.stride + i]), acc[m]);
     }
 }

@@ -16,6 +16,13 @@
 
 #define PIO_INLINE static inline __attribute__((always_inline))
 
+// Before a loop whose counts are known: its arrays can be registers only where no loop is left.
+#if defined(__clang__)
+#define PIO_UNROLL _Pragma("unroll")
+#else
+#define PIO_UNROLL _Pragma("GCC unroll 64")
+#endif
+
 #if defined(__AVX512F__)
 #include "simd_avx512.h"
 #elif defined(__AVX2__)

@@ -5,7 +5,7 @@
 
 namespace pio::PIO_ISA {
 
-// Rows of activations that one pass over a strip serves, and tiles fetched ahead of the one at hand.
+// Rows of activations that one pass over a strip serves, and bytes fetched ahead of the tile at hand.
 constexpr int kMaxRows = 8;
 constexpr int kPrefetchBytes = 2048;
 
@@ -35,7 +35,7 @@ PIO_INLINE F32x16 multiply(F32x16 a, F32x16 b) { return _mm512_mul_ps(a, b); }
 PIO_INLINE F32x16 divide(F32x16 a, F32x16 b) { return _mm512_div_ps(a, b); }
 // a * b + c, rounded once
 PIO_INLINE F32x16 multiply_add(F32x16 a, F32x16 b, F32x16 c) { return _mm512_fmadd_ps(a, b, c); }
-// min and max return b where either is NaN
+// minimum and maximum give b where either is NaN
 PIO_INLINE F32x16 minimum(F32x16 a, F32x16 b) { return _mm512_min_ps(a, b); }
 PIO_INLINE F32x16 maximum(F32x16 a, F32x16 b) { return _mm512_max_ps(a, b); }
 PIO_INLINE F32x16 square_root(F32x16 a) { return _mm512_sqrt_ps(a); }
@@ -104,7 +104,7 @@ template <int Bits, int Groups>
 PIO_INLINE I32x16 dot(const Bytes64* w, const int8_t* x, I32x16 start) {
     I32x16 even = start;
     I32x16 odd = _mm512_setzero_si512();
-#pragma unroll
+PIO_UNROLL
     for (int g = 0; g < Groups; g += 2) {
         even = _mm512_dpbusd_epi32(even, w[g], _mm512_set1_epi32(four_bytes(x + 4 * g)));
         odd = _mm512_dpbusd_epi32(odd, w[g + 1], _mm512_set1_epi32(four_bytes(x + 4 * g + 4)));

@@ -1,0 +1,242 @@
+// simd.h for AVX2 with FMA and F16C, and AVX-VNNI where the compiler is told that there is: sixteen lanes are two
+// registers, rows 0..7 and rows 8..15 of a tile.
+#pragma once
+
+#include <immintrin.h>
+
+namespace pio::PIO_ISA {
+
+// Rows of activations that one pass over a strip serves, and bytes fetched ahead of the tile at hand.
+constexpr int kMaxRows = 4;
+constexpr int kPrefetchBytes = 2048;
+
+// AVX-VNNI takes weights without a sign. Without it, sums of two products must fit 16 bits, so that 8-bit quants are
+// taken with theirs, which `dot` moves over to the activations.
+#if defined(__AVXVNNI__)
+constexpr int kEightBitZero = 128;
+#else
+constexpr int kEightBitZero = 0;
+#endif
+
+struct F32x16 {
+    __m256 low, high;
+};
+struct I32x16 {
+    __m256i low, high;
+};
+using Bytes64 = I32x16;
+
+PIO_INLINE __m256i first_of_eight(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+PIO_INLINE F32x16 zeros() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+PIO_INLINE F32x16 broadcast(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+PIO_INLINE F32x16 load(const float* x) { return {_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8)}; }
+PIO_INLINE F32x16 load(const float* x, int n) {
+    return {_mm256_maskload_ps(x, first_of_eight(n)), _mm256_maskload_ps(x + 8, first_of_eight(n - 8))};
+}
+PIO_INLINE void store(float* y, F32x16 x) {
+    _mm256_storeu_ps(y, x.low);
+    _mm256_storeu_ps(y + 8, x.high);
+}
+PIO_INLINE void store(float* y, F32x16 x, int n) {
+    _mm256_maskstore_ps(y, first_of_eight(n), x.low);
+    _mm256_maskstore_ps(y + 8, first_of_eight(n - 8), x.high);
+}
+
+PIO_INLINE F32x16 load_f16(const uint8_t* x) {
+    const auto* halves = reinterpret_cast<const __m128i*>(x);
+    return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
+}
+
+PIO_INLINE F32x16 add(F32x16 a, F32x16 b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+PIO_INLINE F32x16 subtract(F32x16 a, F32x16 b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
+PIO_INLINE F32x16 multiply(F32x16 a, F32x16 b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+PIO_INLINE F32x16 divide(F32x16 a, F32x16 b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+PIO_INLINE F32x16 square_root(F32x16 a) { return {_mm256_sqrt_ps(a.low), _mm256_sqrt_ps(a.high)}; }
+// a * b + c, rounded once
+PIO_INLINE F32x16 multiply_add(F32x16 a, F32x16 b, F32x16 c) {
+    return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
+// minimum and maximum give b where either is NaN
+PIO_INLINE F32x16 minimum(F32x16 a, F32x16 b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
+PIO_INLINE F32x16 maximum(F32x16 a, F32x16 b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+PIO_INLINE F32x16 absolute(F32x16 a) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, a.low), _mm256_andnot_ps(sign, a.high)};
+}
+// The magnitude of one with the sign of another
+PIO_INLINE F32x16 copy_sign(F32x16 magnitude, F32x16 sign) {
+    const __m256 bit = _mm256_set1_ps(-0.0f);
+    const F32x16 a = absolute(magnitude);
+    return {_mm256_or_ps(a.low, _mm256_and_ps(bit, sign.low)), _mm256_or_ps(a.high, _mm256_and_ps(bit, sign.high))};
+}
+PIO_INLINE F32x16 round_to_even(F32x16 a) {
+    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(a.low, kNearest), _mm256_round_ps(a.high, kNearest)};
+}
+PIO_INLINE __m256 power_of_two(__m256 n) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+}
+// x * 2^n for whole n in -126..127
+PIO_INLINE F32x16 scale_by_power(F32x16 x, F32x16 n) {
+    return {_mm256_mul_ps(x.low, power_of_two(n.low)), _mm256_mul_ps(x.high, power_of_two(n.high))};
+}
+// x where a < b, else y
+PIO_INLINE F32x16 select_less(F32x16 a, F32x16 b, F32x16 x, F32x16 y) {
+    return {_mm256_blendv_ps(y.low, x.low, _mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ)),
+            _mm256_blendv_ps(y.high, x.high, _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ))};
+}
+PIO_INLINE float sum(F32x16 a) {
+    const __m256 eight = _mm256_add_ps(a.low, a.high);
+    const __m128 quad = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 pair = _mm_add_ps(quad, _mm_movehl_ps(quad, quad));
+    return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+}
+
+PIO_INLINE I32x16 broadcast(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+PIO_INLINE I32x16 bits_of(F32x16 a) { return {_mm256_castps_si256(a.low), _mm256_castps_si256(a.high)}; }
+PIO_INLINE I32x16 maximum(I32x16 a, I32x16 b) {
+    return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)};
+}
+PIO_INLINE int32_t largest(I32x16 a) {
+    const __m256i eight = _mm256_max_epi32(a.low, a.high);
+    const __m128i quad = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i pair = _mm_max_epi32(quad, _mm_shuffle_epi32(quad, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(pair, _mm_shuffle_epi32(pair, 0xb1)));
+}
+PIO_INLINE int32_t sum(I32x16 a) {
+    const __m256i eight = _mm256_add_epi32(a.low, a.high);
+    const __m128i quad = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i pair = _mm_add_epi32(quad, _mm_shuffle_epi32(quad, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(pair, _mm_shuffle_epi32(pair, 0xb1)));
+}
+PIO_INLINE F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
+// To the nearest, ties to even; |a| < 2^31
+PIO_INLINE I32x16 to_int(F32x16 a) { return {_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high)}; }
+// Sixteen numbers of -128..127
+PIO_INLINE void store_int8(int8_t* y, I32x16 a) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.low, a.high), 0xd8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(y), bytes);
+}
+// Eight bfloat16 in the low halves of lanes
+PIO_INLINE __m256i bf16_bits(__m256 a) {
+    const __m256i bits = _mm256_castps_si256(a);
+    const __m256i last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(last, _mm256_set1_epi32(0x7fff)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+}
+// Rounds to bfloat16: to the nearest, ties to even; a NaN stays one.
+PIO_INLINE void store_bf16(uint16_t* y, F32x16 a) {
+    const __m256i packed = _mm256_packus_epi32(bf16_bits(a.low), bf16_bits(a.high));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+
+PIO_INLINE Bytes64 load_bytes(const uint8_t* x) {
+    const auto* halves = reinterpret_cast<const __m256i*>(x);
+    return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
+}
+PIO_INLINE Bytes64 broadcast_byte(int x) {
+    const __m256i byte = _mm256_set1_epi8(static_cast<char>(x));
+    return {byte, byte};
+}
+PIO_INLINE Bytes64 bit_and(Bytes64 a, Bytes64 b) {
+    return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)};
+}
+// a | (b & mask)
+PIO_INLINE Bytes64 insert_bits(Bytes64 a, Bytes64 b, Bytes64 mask) {
+    const Bytes64 bits = bit_and(b, mask);
+    return {_mm256_or_si256(a.low, bits.low), _mm256_or_si256(a.high, bits.high)};
+}
+// Bytes shifted to the left by `Bits`, or to the right by -Bits; bits of neighbours come in, to be masked off.
+template <int Bits>
+PIO_INLINE Bytes64 shift(Bytes64 a) {
+    if constexpr (Bits > 0) return {_mm256_slli_epi16(a.low, Bits), _mm256_slli_epi16(a.high, Bits)};
+    if constexpr (Bits < 0) return {_mm256_srli_epi16(a.low, -Bits), _mm256_srli_epi16(a.high, -Bits)};
+    return a;
+}
+// 8-bit quants as `dot` takes them
+PIO_INLINE Bytes64 eight_bit_quants(Bytes64 a) {
+    if constexpr (kEightBitZero != 0) return a;
+    const __m256i sign = _mm256_set1_epi8(-128);
+    return {_mm256_xor_si256(a.low, sign), _mm256_xor_si256(a.high, sign)};
+}
+
+// Four inputs, the same for all rows
+PIO_INLINE __m256i four_inputs(const int8_t* x) {
+    int32_t four;
+    __builtin_memcpy(&four, x, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+#if defined(__AVXVNNI__)
+
+// start[r] + sum_{g < Groups, c < 4} w[g][4 r + c] * x[4 g + c]; w of `Bits` bits.
+template <int Bits, int Groups>
+PIO_INLINE I32x16 dot(const Bytes64* w, const int8_t* x, I32x16 start) {
+PIO_UNROLL
+    for (int g = 0; g < Groups; ++g) {
+        const __m256i inputs = four_inputs(x + 4 * g);
+        start.low = _mm256_dpbusd_avx_epi32(start.low, w[g].low, inputs);
+        start.high = _mm256_dpbusd_avx_epi32(start.high, w[g].high, inputs);
+    }
+    return start;
+}
+
+#else
+
+// w[0] x[0] + w[1] x[1] of each pair of neighbouring bytes, as 16 bits. Quants of 8 bits have a sign; it goes over to the
+// inputs, since one of the factors may have none: |w| x sign(w).
+template <int Bits>
+PIO_INLINE __m256i pair_products(__m256i w, __m256i x) {
+    if constexpr (Bits == 8) return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    return _mm256_maddubs_epi16(w, x);
+}
+
+// start[r] + sum_{g < Groups, c < 4} w[g][4 r + c] * x[4 g + c]; w of `Bits` bits, |x| <= 127.
+//
+// Sums of 16 bits hold as many groups as cannot overflow them: 2 * 127 * 15 * 8 = 30480 for 4 bits, 2 * 127 * 31 * 4 =
+// 31496 for 5, 2 * 127 * 63 * 2 = 32004 for 6 and 2 * 127 * 128 = 32512 for 8.
+template <int Bits, int Groups>
+PIO_INLINE I32x16 dot(const Bytes64* w, const int8_t* x, I32x16 start) {
+    constexpr int kFitting = Bits == 4 ? 8 : Bits == 5 ? 4 : Bits == 6 ? 2 : 1;
+    constexpr int kGroups = kFitting < Groups ? kFitting : Groups;
+    const __m256i ones = _mm256_set1_epi16(1);
+PIO_UNROLL
+    for (int first = 0; first < Groups; first += kGroups) {
+        __m256i low = _mm256_setzero_si256();
+        __m256i high = _mm256_setzero_si256();
+PIO_UNROLL
+        for (int g = first; g < first + kGroups; ++g) {
+            const __m256i inputs = four_inputs(x + 4 * g);
+            low = _mm256_add_epi16(low, pair_products<Bits>(w[g].low, inputs));
+            high = _mm256_add_epi16(high, pair_products<Bits>(w[g].high, inputs));
+        }
+        start.low = _mm256_add_epi32(start.low, _mm256_madd_epi16(low, ones));
+        start.high = _mm256_add_epi32(start.high, _mm256_madd_epi16(high, ones));
+    }
+    return start;
+}
+
+#endif
+
+// acc[r] + w[2 r] * x[0] + w[2 r + 1] * x[1], all bfloat16 but the float32 accumulators.
+PIO_INLINE F32x16 dot_bf16(F32x16 acc, Bytes64 w, const uint16_t* x) {
+    const __m256 even = _mm256_castsi256_ps(_mm256_set1_epi32(x[0] << 16));
+    const __m256 odd = _mm256_castsi256_ps(_mm256_set1_epi32(x[1] << 16));
+    const __m256i upper = _mm256_set1_epi32(static_cast<int32_t>(0xffff0000u));
+    acc.low = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(w.low, 16)), even, acc.low);
+    acc.high = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(w.high, 16)), even, acc.high);
+    acc.low = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(w.low, upper)), odd, acc.low);
+    acc.high = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(w.high, upper)), odd, acc.high);
+    return acc;
+}
+
+PIO_INLINE void prefetch(const uint8_t* x) { _mm_prefetch(reinterpret_cast<const char*>(x), _MM_HINT_T0); }
+
+}  // namespace pio::PIO_ISA
