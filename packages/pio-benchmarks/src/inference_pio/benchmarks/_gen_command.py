@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--threads", metavar="N,...", help="Numbers of threads. [default: all cores]")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Measurements of each case.")
 @click.option("--executor", default="auto", show_default=True, help="auto, native or torch.")
-@click.option("--dtype", default="auto", show_default=True, help="Of the torch executor's weights.")
+@click.option("--dtype", default="auto", show_default=True, help="Of the weights, where the executor has a choice.")
 @click.option("--shape", metavar="NAME", help="Random weights in the shape of qwen3-0.6b, instead of MODEL.")
 @click.option("--strict", is_flag=True, help="Refuse if other programs are running.")
 @click.option("-o", "--output", metavar="FILE", help="Write the record there.")

@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     from inference_pio.interfaces import Executor, ModelShape
 
 EXECUTORS = ("auto", "native", "torch")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = {
+    "torch": ("auto", "float32", "bfloat16", "float16"),
+    "native": ("auto", "bfloat16", "int8"),
+}
+"""Weights that each executor can hold; ``"auto"`` is what it favours, for the native one what the file stores."""
 STEP_TOKENS = 512
 """Tokens that one step reads at most, as in llama.cpp's benchmark and in our engine."""
 
 _NATIVE = "inference_pio.core.native_executor"
+_KERNELS = "inference_pio.kernels"
 _SPARE_BYTES = 32 << 20
 
 
@@ -48,18 +53,22 @@ def build_executor(
         name: ``"native"``, ``"torch"``, or ``"auto"`` for the native one where it is there and supports the model.
         cases: What will be run.
         threads: Threads that compute.
-        dtype: Of the torch executor's weights; the native one keeps those of the file.
+        dtype: Of the weights: one of :data:`DTYPES` of the executor.
 
     Raises:
-        InvalidRequestError: There is no such executor, or a case is longer than the model's context.
+        InvalidRequestError: There is no such executor or dtype, or a case is longer than the model's context.
         MissingDependencyError: What the executor needs is not installed.
         UnsupportedError: The native executor does not support the model, and was asked for by name.
         DoesNotFitError: The weights or the cache do not fit into memory.
     """
     if name not in EXECUTORS:
         raise InvalidRequestError(f"unknown executor {name!r}", hint=f"give {', '.join(EXECUTORS)}")
-    if dtype not in DTYPES:
-        raise InvalidRequestError(f"unknown dtype {dtype!r}", hint=f"give {', '.join(DTYPES)}")
+    able = [each for each in DTYPES if name in {each, "auto"}]
+    if not any(dtype in DTYPES[each] for each in able):
+        raise InvalidRequestError(
+            f"the executor {name!r} has no dtype {dtype!r}",
+            hint=f"give {', '.join(dict.fromkeys(known for each in able for known in DTYPES[each]))}",
+        )
     longest = max(case.length for case in cases)
     if longest > checkpoint.shape.max_position:
         raise InvalidRequestError(
@@ -67,24 +76,25 @@ def build_executor(
             f"{checkpoint.name!r}",
             hint="a smaller --context, --prompt or --gen",
         )
-    if name == "torch":
-        return _build_torch(checkpoint, cases, threads=threads, dtype=dtype)
-    if name == "native" or dtype == "auto":
+    if name == "native" or (name == "auto" and dtype in {"auto", "int8"}):
         try:
-            return _build_native(checkpoint, cases, threads=threads)
+            return _build_native(checkpoint, cases, threads=threads, dtype=dtype)
         except (MissingDependencyError, UnsupportedError):
-            if name == "native":
+            if name == "native" or dtype == "int8":
                 raise
     return _build_torch(checkpoint, cases, threads=threads, dtype=dtype)
 
 
-def _build_native(checkpoint: Checkpoint, cases: Sequence[Case], *, threads: int) -> Executor:
-    if importlib.util.find_spec(_NATIVE) is None:
-        raise MissingDependencyError(
-            "the installed pio-core has no native executor", hint="pip install --upgrade pio-core, or --executor torch"
-        )
+def _build_native(checkpoint: Checkpoint, cases: Sequence[Case], *, threads: int, dtype: str) -> Executor:
+    for module, distribution in ((_NATIVE, "pio-core"), (_KERNELS, "pio-kernels")):
+        if importlib.util.find_spec(module) is None:
+            raise MissingDependencyError(
+                f"the native executor needs a {distribution} with {module}",
+                hint=f"pip install --upgrade {distribution}, or --executor torch",
+            )
     executor: Executor = importlib.import_module(_NATIVE).build_native_executor(
         checkpoint,
+        weights={"bfloat16": "bf16"}.get(dtype, dtype),
         threads=threads,
         max_model_len=max(2, *(case.length for case in cases)),
         max_num_seqs=max(case.batch for case in cases),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--threads", metavar="N,...", help="Numbers of threads. [default: 1 and all cores]")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Rounds over all sides.")
 @click.option("--executor", default="auto", show_default=True, help="Ours: auto, native or torch.")
-@click.option("--dtype", default="auto", show_default=True, help="Of the torch executor's weights.")
+@click.option("--dtype", default="auto", show_default=True, help="Of the weights, where the executor has a choice.")
 @click.option("--llama-cpp", "folder", metavar="DIR", help="A build of llama.cpp, instead of building one.")
 @click.option("--no-llama-cpp", is_flag=True, help="Leave llama.cpp out.")
 @click.option("--transformers", "with_transformers", is_flag=True, help="Measure transformers too, in bfloat16.")
