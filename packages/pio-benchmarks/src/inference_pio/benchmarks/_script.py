@@ -7,6 +7,7 @@ Such a script knows nothing of records: it writes ``{"benchmark", "package", "re
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from inference_pio.benchmarks._fields import Fields, Scalar
@@ -41,6 +42,18 @@ def record_of_script(path: Path, document: Fields) -> Record:
         limits=(),
         date=None,
     )
+
+
+def add_round(record: Record, later: Record) -> Record:
+    """``record`` with the values of another run behind its own; what only one of the runs measured stays as it is."""
+    values = {measurement.name: measurement.values for measurement in later.measurements}
+    known = {measurement.name for measurement in record.measurements}
+    grown = [
+        dataclasses.replace(measurement, values=measurement.values + values.get(measurement.name, ()))
+        for measurement in record.measurements
+    ]
+    fresh = [measurement for measurement in later.measurements if measurement.name not in known]
+    return dataclasses.replace(record, measurements=(*grown, *fresh))
 
 
 def better_of_unit(unit: str) -> Better:
@@ -91,17 +104,7 @@ def _with_unique_names(measurements: list[Measurement]) -> list[Measurement]:
     for name, measurement in zip(long, measurements, strict=True):
         seen[name] = count = seen.get(name, 0) + 1
         renamed = name if count == 1 else f"{name} #{count}"
-        unique.append(
-            Measurement(
-                renamed,
-                measurement.unit,
-                measurement.values,
-                measurement.better,
-                measurement.bytes_per_unit,
-                measurement.ops_per_unit,
-                measurement.details,
-            )
-        )
+        unique.append(dataclasses.replace(measurement, name=renamed))
     return unique
 
 
