@@ -18,6 +18,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: Registered name, folder, GGUF file or hub id.
+        executor: What computes the model: ``native`` is the CPU's fused programs, ``torch`` PyTorch on any device;
+            ``auto`` takes the native one on a CPU where it can run the model.
         device: Where the model runs: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
         dtype: Type of weights and activations; ``auto`` chooses by model and device.
         threads: CPU threads; None takes the machine's physical cores.
@@ -26,7 +28,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         max_num_batched_tokens: Tokens that one step reads at most; None takes 512, or ``max_num_seqs`` if that is more.
         attention: Name of an attention backend, or ``auto``.
         kv_cache: Layout of the KV cache.
-        kv_cache_dtype: Type of keys and values in the cache; ``auto`` is that of the activations.
+        kv_cache_dtype: Type of keys and values in the cache; ``auto`` is float16 on the native executor, and that of
+            the activations on the other.
         enable_prefix_caching: Whether prompts that begin alike are computed once; None where the model allows it.
         speculative: ``ngram``, or a smaller model of the same vocabulary that drafts; None or ``none`` drafts nothing.
         num_speculative_tokens: Tokens drafted at most.
@@ -39,11 +42,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         seed: Seed of the sampler; None draws one.
         system: System prompt; None leaves it to the chat template.
         cache_dir: Where downloaded models are kept; None takes :func:`cache_dir`'s default.
+        packed_cache_bytes: Disk that weights packed for the native executor may take in ``cache_dir``; None for 32 GiB,
+            0 keeps none.
         ignore_unknown_keys: Read a model config although it has keys that the model's plugin does not know.
         hub_endpoint: URL of the model hub; None takes the public one.
     """
 
     model: _Name = "smollm2-135m-instruct"
+    executor: Literal["auto", "native", "torch"] = "auto"
     device: Annotated[str, Meta(pattern=r"^[a-z]+(:[0-9]{1,3})?\Z", description="auto, cpu, cuda or cuda:N")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Meta(ge=1, le=4096)] | None = None
@@ -65,6 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     system: str | None = None
     cache_dir: _Name | None = None
+    packed_cache_bytes: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     ignore_unknown_keys: bool = False
     hub_endpoint: Annotated[str, Meta(pattern=r"^https?://\S+\Z", description="an http(s) URL")] | None = None
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from inference_pio.core._checkpoint import open_checkpoint
 from inference_pio.core._draft_model import DraftModelProposer
 from inference_pio.core._drafting import Drafting
 from inference_pio.core._engine import Engine
+from inference_pio.core._executors import build_executor
 from inference_pio.core._proposers import NgramProposer
 from inference_pio.core._registry import Registry
 from inference_pio.core._speculation import SpeculationControl
-from inference_pio.core._threads import limit_spinning
-from inference_pio.core._torch_extra import check_torch_extra
 from inference_pio.interfaces import InvalidRequestError, ModelNotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -22,14 +20,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from inference_pio.core._checkpoint import Checkpoint
+    from inference_pio.core._executors import ModelExecutor
     from inference_pio.core._locate import LocatedModel
     from inference_pio.core._proposers import Proposer
     from inference_pio.core._registry import InstalledPlugin
     from inference_pio.core._scheduler import Policy
-    from inference_pio.core.torch_executor import TorchExecutor
     from inference_pio.processing import Tokenizer
 
 _CHOICES = {
+    "executor": ("auto", "native", "torch"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "kv_cache": ("auto", "paged", "contiguous"),
     "kv_cache_dtype": ("auto", "float32", "bfloat16", "float16", "int8"),
@@ -50,6 +49,7 @@ class EngineOptions:
         InvalidRequestError: A value that is not one of the choices, or out of bounds.
     """
 
+    executor: str
     dtype: str
     device: str
     threads: int | None
@@ -67,9 +67,12 @@ class EngineOptions:
     num_speculative_tokens: int
     deterministic: bool
     ignore_unknown_keys: bool
+    packed_cache: Path | None
+    packed_cache_bytes: int | None
 
     def __post_init__(self) -> None:
         check_choices(
+            executor=self.executor,
             dtype=self.dtype,
             kv_cache=self.kv_cache,
             kv_cache_dtype=self.kv_cache_dtype,
@@ -82,6 +85,8 @@ class EngineOptions:
             kv_cache_bytes=self.kv_cache_bytes,
             num_speculative_tokens=self.num_speculative_tokens,
         )
+        if self.packed_cache_bytes != 0:
+            check_positive(packed_cache_bytes=self.packed_cache_bytes)
         if self.num_speculative_tokens > MAX_DRAFT:
             raise InvalidRequestError(
                 f"num_speculative_tokens must be at most {MAX_DRAFT}, got {self.num_speculative_tokens}"
@@ -108,14 +113,16 @@ class AssembledEngine:
         checkpoint: The opened model.
         tokenizer: The tokenizer that came with the weights, or None.
         executor: Computes the model.
+        reason: Why that is not the native executor, where it might have been; else None.
         draft: Computes the draft model; None without one.
         engine: Runs requests.
     """
 
     checkpoint: Checkpoint
     tokenizer: Tokenizer | None
-    executor: TorchExecutor
-    draft: TorchExecutor | None
+    executor: ModelExecutor
+    reason: str | None
+    draft: ModelExecutor | None
     engine: Engine
 
 
@@ -146,33 +153,11 @@ def assemble_engine(
     if options.speculative is not None and options.speculative != "ngram":
         draft = _open_draft(options.speculative, registry, locate)
     tokenizer = checkpoint.tokenizer()
-    check_torch_extra()
-    # Imported here, so that importing the API, or failing above, does not wait for torch.
-    limit_spinning()
-    from inference_pio.core.torch_executor import build_torch_executor
-
-    build = partial(
-        build_torch_executor,
-        dtype=options.dtype,
-        device=options.device,
-        threads=options.threads,
-        max_num_seqs=options.max_num_seqs,
-        max_step_tokens=options.step_tokens,
-        attention=options.attention,
-        kv_cache="contiguous" if options.kv_cache == "auto" and "paged-kv" not in capabilities else options.kv_cache,
-        deterministic=options.deterministic,
-    )
-    executor = build(
-        checkpoint,
-        max_model_len=options.max_model_len,
-        kv_cache_dtype=options.kv_cache_dtype,
-        kv_cache_bytes=options.kv_cache_bytes,
-        swap_bytes=options.swap_bytes,
-        progress=progress,
-    )
+    executor, reason = build_executor(checkpoint, options, max_model_len=options.max_model_len, progress=progress)
     draft_executor = None
     if draft is not None:
-        draft_executor = build(draft, max_model_len=min(executor.max_model_len, draft.shape.max_position))
+        longest = min(executor.max_model_len, draft.shape.max_position)
+        draft_executor, _ = build_executor(draft, options, max_model_len=longest, is_draft=True)
     engine = Engine(
         executor,
         tokenizer,
@@ -188,7 +173,12 @@ def assemble_engine(
         drafting=_drafting(options, checkpoint, draft, draft_executor),
     )
     return AssembledEngine(
-        checkpoint=checkpoint, tokenizer=tokenizer, executor=executor, draft=draft_executor, engine=engine
+        checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        executor=executor,
+        reason=reason,
+        draft=draft_executor,
+        engine=engine,
     )
 
 
@@ -248,7 +238,7 @@ def _open_draft(speculative: str | Path, registry: Registry, locate: Callable[..
 
 
 def _drafting(
-    options: EngineOptions, checkpoint: Checkpoint, draft: Checkpoint | None, executor: TorchExecutor | None
+    options: EngineOptions, checkpoint: Checkpoint, draft: Checkpoint | None, executor: ModelExecutor | None
 ) -> Drafting | None:
     if options.speculative is None:
         return None

@@ -26,6 +26,7 @@ from inference_pio.core._prompts import (
     tokenize_prompt,
 )
 from inference_pio.core._stream import TokenStream
+from inference_pio.core.packed import packed_folder
 from inference_pio.interfaces import (
     BeamSearchParams,
     EngineError,
@@ -55,9 +56,13 @@ class LLM:
     Args:
         model: A registered name, a folder, a ``.gguf`` or ``.safetensors`` file, or a hub id, which is fetched if it is
             not here yet.
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for what the checkpoint and device favour.
+        executor: ``"native"`` for the fused CPU programs of pio-kernels, ``"torch"`` for PyTorch modules on any device,
+            or ``"auto"`` for the native one on a CPU where it can run the model and the options allow it.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for what the checkpoint and device favour;
+            any but ``"auto"`` needs the torch executor.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ..., or ``"auto"`` for CUDA where there is one.
-        threads: Threads of CPU operators, for the whole process; None leaves the library's choice.
+        threads: Threads that compute on the CPU; None for one per physical core that this process may use. The torch
+            executor sets them for the whole process, and None leaves torch's choice.
         max_model_len: Tokens of prompt and continuation together; None for the model's context, or what fits.
         max_num_seqs: Continuations that run at once.
         max_num_batched_tokens: Tokens that one step reads at most: long prompts are cut, so that others wait no longer
@@ -65,7 +70,7 @@ class LLM:
         attention: Name of an attention backend, or ``"auto"``.
         kv_cache: ``"paged"``, ``"contiguous"`` or ``"auto"``.
         kv_cache_dtype: Of keys and values: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``, or ``"auto"`` for
-            that of the weights.
+            float16 on the native executor, and the dtype of the weights on the other.
         kv_cache_bytes: Memory of the cache; None for what ``max_num_seqs`` sequences need, at most half of what is free
             and 4 GiB on a CPU, nine tenths of what is free elsewhere.
         swap_bytes: Host memory for sequences that have to make room on an accelerator; without it they are computed
@@ -80,6 +85,8 @@ class LLM:
         seed: Seed for requests that bring none; None draws one for each.
         cache_dir: Where fetched models lie; None for the default place.
         ignore_unknown_keys: Accept unknown keys in the model's config.
+        packed_cache_bytes: Disk that weights packed for the native executor may take in ``cache_dir``, so that the next
+            start need not pack them; the least recently used give way. None for 32 GiB, 0 keeps none.
         hub_endpoint: Address of the model hub; None for the default one.
         progress: Called with bytes loaded and bytes in all.
         download_progress: Called with bytes fetched and bytes in all.
@@ -99,6 +106,7 @@ class LLM:
         self,
         model: str | Path = "smollm2-135m-instruct",
         *,
+        executor: str = "auto",
         dtype: str = "auto",
         device: str = "auto",
         threads: int | None = None,
@@ -118,12 +126,15 @@ class LLM:
         seed: int | None = None,
         cache_dir: str | Path | None = None,
         ignore_unknown_keys: bool = False,
+        packed_cache_bytes: int | None = None,
         hub_endpoint: str | None = None,
         progress: Callable[[int, int], None] | None = None,
         download_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         started = time.perf_counter()
+        files = default_cache_dir(Settings()) if cache_dir is None else Path(cache_dir)
         options = EngineOptions(
+            executor=executor,
             dtype=dtype,
             device=device,
             threads=threads,
@@ -141,13 +152,10 @@ class LLM:
             num_speculative_tokens=num_speculative_tokens,
             deterministic=deterministic,
             ignore_unknown_keys=ignore_unknown_keys,
+            packed_cache=packed_folder(files),
+            packed_cache_bytes=packed_cache_bytes,
         )
-        locate = partial(
-            locate_model,
-            cache_dir=default_cache_dir(Settings()) if cache_dir is None else Path(cache_dir),
-            endpoint=hub_endpoint,
-            progress=download_progress,
-        )
+        locate = partial(locate_model, cache_dir=files, endpoint=hub_endpoint, progress=download_progress)
         assembled = assemble_engine(model, options, locate=locate, progress=progress)
         checkpoint = assembled.checkpoint
         self.name = checkpoint.name
@@ -156,6 +164,7 @@ class LLM:
         self._manifest = checkpoint.installed.manifest
         self._generation = checkpoint.generation
         self._executor = assembled.executor
+        self._reason = assembled.reason
         self._draft = assembled.draft
         self._engine = assembled.engine
         self._seeds = itertools.count() if seed is None else itertools.count(seed)
@@ -168,7 +177,7 @@ class LLM:
 
     @property
     def dtype(self) -> str:
-        """Dtype of weights and cache."""
+        """Dtype of the weights; on the native executor the formats of their tiles."""
         return str(self._executor.dtype).removeprefix("torch.")
 
     @property
@@ -180,6 +189,17 @@ class LLM:
     def executor(self) -> str:
         """Which executor computes the model."""
         return self._executor.name
+
+    @property
+    def executor_summary(self) -> str:
+        """What computes the model, and how; where it is not the native executor but might have been, also why."""
+        summary = self._executor.summary
+        return summary if self._reason is None else f"{summary} (not native: {self._reason})"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights as they are kept."""
+        return self._executor.weight_bytes
 
     @property
     def max_model_len(self) -> int:
