@@ -266,7 +266,7 @@ PIO_EXPORT int64_t pio_tile_bytes(uint32_t tile_format);
 
 // Repacks `rows` stored rows of `columns` elements of encoding `encoding` (number of the GGML type) into the strips of a
 // segment. `row_order`, or null: output row i is stored row row_order[i]. Whole strips [first_strip, last_strip).
-// 0, or -1 if the pair of encoding and format is not supported.
+// 0; -1 if the pair of encoding and format, or the number of columns, is not supported; -2 if a scale leaves float16.
 PIO_EXPORT int32_t pio_pack(uint32_t tile_format, int32_t encoding, const uint8_t* stored, int32_t rows, int32_t columns,
                             const int32_t* row_order, uint8_t* strips, int32_t first_strip, int32_t last_strip);
 

@@ -1,5 +1,7 @@
 // Repacks stored matrices into tiles. The block formats are those of GGUF files: ggml's block structures, whose bytes are
 // given at each. A float16 scale that came from a product of two is rounded to float16, which has an error of 2^-12 of it.
+#include <stddef.h>
+
 #include "../numbers.h"
 #include "tiles.h"
 
@@ -229,31 +231,48 @@ float stored_number(const uint8_t* stored, int64_t i) {
 
 // x = d (q - 128) with d = max |x| / 127 as the least float16 that is no smaller, so that no quant is cut off.
 void put_eight_bit(const float* x, uint8_t* tile, int r, Packing& packing) {
-    float magnitude = 0.0f;
+    // Bits of magnitudes order as the magnitudes do; those of what is no number come last.
+    uint32_t largest = 0;
     for (int k = 0; k < kTileInputs; ++k) {
-        const float absolute = x[k] < 0.0f ? -x[k] : x[k];
-        if (absolute > magnitude) magnitude = absolute;
-        packing.overflow = packing.overflow || x[k] != x[k];
+        const uint32_t bits = bits_of(x[k]) & 0x7fffffffu;
+        largest = bits > largest ? bits : largest;
     }
+    const float magnitude = float_of(largest);
     uint16_t d = packing.scale(magnitude / 127.0f);
     if (packing.overflow) return;
     if (float_of_f16(d) * 127.0f < magnitude) d = packing.scale(float_of_f16(++d));
     const float inverse = magnitude > 0.0f ? 1.0f / float_of_f16(d) : 0.0f;
+    uint8_t quants[kTileInputs];
     for (int k = 0; k < kTileInputs; ++k) {
         const float q = x[k] * inverse + 128.5f;  // positive: cutting off its fraction rounds
-        tile[k / 4 * 64 + 4 * r + k % 4] = static_cast<uint8_t>(q);
+        quants[k] = static_cast<uint8_t>(static_cast<int32_t>(q));
     }
+    for (int g = 0; g < 8; ++g) put_four(tile + 64 * g + 4 * r, four(quants + 4 * g));
     put_u16(tile + 512, r, d);
+}
+
+// Row r of a tile from the bits of 32 numbers that are of its format.
+template <uint32_t Format, typename Bits>
+void put_bits(const Bits* x, uint8_t* tile, int r) {
+    for (int k = 0; k < kTileInputs; ++k) {
+        const int at = Format == kTileBF16 ? k / 2 * 32 + r * 2 + k % 2 : k * 16 + r;
+        __builtin_memcpy(tile + sizeof(Bits) * at, x + k, sizeof(Bits));
+    }
 }
 
 // Row r of a tile from 32 numbers.
 template <uint32_t Format>
 void put_numbers(const float* x, uint8_t* tile, int r, Packing& packing) {
-    if constexpr (Format == kTileQ8) put_eight_bit(x, tile, r, packing);
-    for (int k = 0; k < kTileInputs; ++k) {
-        if constexpr (Format == kTileBF16) put_u16(tile, k / 2 * 32 + r * 2 + k % 2, bf16_of_float(x[k]));
-        if constexpr (Format == kTileF16) put_u16(tile, k * 16 + r, f16_of_float(x[k]));
-        if constexpr (Format == kTileF32) put_four(tile + 4 * (k * 16 + r), bits_of(x[k]));
+    if constexpr (Format == kTileQ8) {
+        put_eight_bit(x, tile, r, packing);
+    } else if constexpr (Format == kTileF32) {
+        put_bits<Format>(x, tile, r);
+    } else {
+        uint16_t halves[kTileInputs];
+        for (int k = 0; k < kTileInputs; ++k) {
+            halves[k] = Format == kTileBF16 ? bf16_of_float(x[k]) : f16_of_float(x[k]);
+        }
+        put_bits<Format>(halves, tile, r);
     }
 }
 
@@ -289,13 +308,20 @@ void pack_blocks(const Matrix& matrix, int32_t strip, int32_t tile_number, uint8
 
 template <int32_t Stored, uint32_t Format>
 void pack_numbers(const Matrix& matrix, int32_t strip, int32_t tile_number, uint8_t* tile, Packing& packing) {
+    constexpr bool kSame = (Stored == kF16 && Format == kTileF16) || (Stored == kBF16 && Format == kTileBF16);
     const int32_t first = tile_number * kTileInputs;
+    const int n = matrix.columns - first < kTileInputs ? matrix.columns - first : kTileInputs;
     for (int r = 0; r < matrix.strip_rows(strip); ++r) {
         const int64_t start = matrix.stored_row(kTileRows * strip + r) * matrix.columns + first;
-        float x[kTileInputs] = {};
-        const int n = matrix.columns - first < kTileInputs ? matrix.columns - first : kTileInputs;
-        for (int k = 0; k < n; ++k) x[k] = stored_number<Stored>(matrix.stored, start + k);
-        put_numbers<Format>(x, tile, r, packing);
+        if constexpr (kSame) {
+            uint16_t x[kTileInputs] = {};
+            __builtin_memcpy(x, matrix.stored + 2 * start, static_cast<size_t>(2 * n));
+            put_bits<Format>(x, tile, r);
+        } else {
+            float x[kTileInputs] = {};
+            for (int k = 0; k < n; ++k) x[k] = stored_number<Stored>(matrix.stored, start + k);
+            put_numbers<Format>(x, tile, r, packing);
+        }
     }
 }
 
