@@ -125,20 +125,21 @@ def write_random_model(shape: RandomShape, path: Path, *, seed: int = 0) -> None
 def q4_0_blocks(random: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]:
     """Random Q4_0 blocks, uint8 (rows, columns / 32 * 18): a float16 scale and 32 numbers of 4 bits each.
 
-    A weight is ``scale * (number - 8)``, of standard deviation ``columns ** -0.5``.
+    A weight is ``scale * (number - 8)``, of mean 0 and standard deviation ``columns ** -0.5``.
     """
     blocks = np.empty((rows, columns // BLOCK, 18), dtype=np.uint8)
-    # The standard deviation of 16 equally likely neighbours.
-    scale = columns**-0.5 / np.sqrt((16**2 - 1) / 12)
+    # The standard deviation of 15 equally likely neighbours: 0 is left out, so that the mean is 8.
+    scale = columns**-0.5 / np.sqrt((15**2 - 1) / 12)
     _put_scales(blocks, random, scale)
-    blocks[:, :, 2:] = random.integers(256, size=(rows, columns // BLOCK, 16), dtype=np.uint8)
+    low, high = random.integers(1, 16, size=(2, rows, columns // BLOCK, 16), dtype=np.uint8)
+    blocks[:, :, 2:] = low | high << 4
     return blocks.reshape(rows, -1)
 
 
 def q8_0_blocks(random: np.random.Generator, rows: int, columns: int) -> NDArray[np.uint8]:
     """Random Q8_0 blocks, uint8 (rows, columns / 32 * 34): a float16 scale and 32 signed bytes each.
 
-    A weight is ``scale * byte``, of standard deviation ``columns ** -0.5``.
+    A weight is ``scale * byte``, of mean 0 and standard deviation ``columns ** -0.5``.
     """
     blocks = np.empty((rows, columns // BLOCK, 34), dtype=np.uint8)
     scale = columns**-0.5 / np.sqrt((255**2 - 1) / 12)
