@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = ROOT / "src" / "inference_pio" / "kernels"
 
 _STANDARD = ("-std=c++17", "-O3", "-Wall", "-Wextra", "-g0")
-_FREESTANDING = ("-nostdlib++", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-fno-threadsafe-statics")
+_FREESTANDING = ("-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-fno-threadsafe-statics")
 _COMPILE = (*_STANDARD, *_FREESTANDING, "-fPIC", "-fvisibility=hidden", "-ffp-contract=on")
 _DAYS_KEPT = 7
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
@@ -72,6 +72,11 @@ class Target:
 _ELF = ("libpio_kernels.so", ("-s", "-Wl,--no-undefined", "-lpthread", "-lm"))
 _MACH_O = ("libpio_kernels.dylib", ("-s", "-Wl,-install_name,@rpath/libpio_kernels.dylib"))
 _PE = ("libpio_kernels.dll", ("-s",))
+
+_WITHOUT_STANDARD_LIBRARY = (
+    ("-nodefaultlibs", "-lc") if sys.platform == "darwin" else ("-nodefaultlibs", "-lc", "-lgcc")
+)
+"""Flags of installed compilers, some of which do not know ``-nostdlib++``."""
 
 TARGETS = {
     "x86_64-linux-gnu": Target("x86_64-linux-gnu.2.28", "manylinux_2_28_x86_64", *_ELF),
@@ -209,7 +214,7 @@ def chosen_target(environment: Mapping[str, str]) -> Target:
             raise BuildError(message)
         tag = re.sub(r"[-.]", "_", sysconfig.get_platform())
         library, link = {"darwin": _MACH_O, "win32": _PE}.get(sys.platform, _ELF)
-        return Target(own, tag, library, link)
+        return Target(own, tag, library, (*link, *_WITHOUT_STANDARD_LIBRARY))
     if not name and own not in TARGETS:
         message = f"no target for this machine, {own}: {choices}; or name an installed compiler in PIO_KERNELS_CXX"
         raise BuildError(message)
@@ -235,7 +240,7 @@ def chosen_compiler(environment: Mapping[str, str]) -> Compiler:
     if find_spec("ziglang") is None:
         message = "the distribution `ziglang`, which carries the compiler, is not installed: `pip install ziglang`"
         raise BuildError(message)
-    command = (sys.executable, "-m", "ziglang", "c++")
+    command = (sys.executable, "-m", "ziglang", "c++", "-nostdlib++")
     return Compiler(command, f"ziglang {version('ziglang')}", is_zig=True, flags=flags)
 
 
@@ -255,7 +260,7 @@ def _compile(source: Path, target: Target, compiler: Compiler, folder: Path) -> 
 
 
 def _link(objects: list[Path], target: Target, compiler: Compiler, folder: Path) -> Path:
-    flags = ("-shared", "-nostdlib++", *target.link, *compiler.flags)
+    flags = ("-shared", *target.link, *compiler.flags)
     # Windows' linker leaves more files beside the library, so that it has a folder of its own.
     place = folder / _hash([compiler.identity, *flags, *(path.name for path in objects)])
     result = place / target.library

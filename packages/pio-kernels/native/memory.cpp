@@ -13,12 +13,12 @@ namespace {
 
 constexpr int64_t kHugePage = 2 << 20;
 
-// One step of a multiply-with-carry generator (Marsaglia 2003) from the state xor the word: the product of 32 bits each is
-// what any processor has in its vector registers, and as the factor is all but 2^32, hardly any two states become one.
+// Mixes a word into a state: a product with an odd number lets each bit change all above it, the shift brings them down.
+// Both can be undone, so different words never lead from one state to the same.
 uint64_t mix(uint64_t state, uint64_t word) {
-    constexpr uint64_t factor = 0xffffda61u;
-    const uint64_t both = state ^ word;
-    return (both & 0xffffffffu) * factor + (both >> 32);
+    constexpr uint64_t odd = 0x9e3779b97f4a7c15u;  // 2^64 / golden ratio
+    const uint64_t product = (state ^ word) * odd;
+    return product ^ (product >> 32);
 }
 
 uint64_t word_at(const uint8_t* data) {
@@ -97,6 +97,5 @@ uint64_t pio_checksum(const uint8_t* data, int64_t bytes) {
     uint64_t sum = static_cast<uint64_t>(bytes);
     for (int64_t lane = 0; lane < lanes; ++lane) sum = mix(sum, states[lane]);
     for (; at < bytes; ++at) sum = mix(sum, data[at]);
-    for (int round = 0; round < 4; ++round) sum = mix(sum, sum << 32);
-    return sum;
+    return mix(sum, 0);
 }

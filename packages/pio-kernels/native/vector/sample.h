@@ -19,7 +19,7 @@ struct SampleLoops {
             for (int32_t i = 0; i < n; ++i) {
                 const float value = x[start + i];
                 const bool allowed = ((word >> i) & 1u) != 0;
-                y[start + i] = allowed | (value != value) ? value : -__builtin_inff();
+                y[start + i] = (allowed | (value != value)) ? value : -__builtin_inff();
             }
         }
     }
