@@ -181,6 +181,8 @@ def pack(
         raise ValueError(f"{strips.nbytes} bytes do not hold {last} rows of {columns} in {tile_format.label}")
     if row_order is not None and (row_order.dtype != np.int32 or row_order.shape != (count,)):
         raise ValueError(f"the order of {count} rows is {row_order.dtype} {row_order.shape}")
+    if row_order is not None and count and row_order.view(np.uint32).max() >= count:
+        raise ValueError(f"the order of {count} rows names row {row_order.view(np.uint32).max()}")
     number = GGML_TYPES.get(encoding, -1)
     status = load_library().pio_pack(
         int(tile_format),
@@ -195,7 +197,9 @@ def pack(
     )
     if status != 0:
         raise UnsupportedError(
-            f"a matrix {shape} stored as {encoding} cannot be packed as {tile_format.label}", hint="executor='torch'"
+            f"a matrix {shape} stored as {encoding} cannot be packed as {tile_format.label}, or has numbers or scales "
+            "beyond float16",
+            hint="executor='torch'",
         )
 
 

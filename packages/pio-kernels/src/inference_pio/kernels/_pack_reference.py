@@ -55,12 +55,14 @@ def pack_reference(
 
 
 def _quantise(values: NDArray[np.float32]) -> _Block:
-    """Blocks of 32 to ``scale * (q - 128)``, the largest magnitude at 127."""
+    """Blocks of 32 to ``d (q - 128)``, d the least float16 at which no quant is beyond 127."""
     blocks = _padded(values, 1, TILE_INPUTS).reshape(len(values), -1, TILE_INPUTS)
     largest = np.abs(blocks).max(axis=-1, keepdims=True)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    quants = (np.rint(blocks * inverse) + 128).astype(np.uint8)
-    return quants, (largest / np.float32(127)).astype(np.float16)
+    scales = (largest / np.float32(127)).astype(np.float16)
+    low = scales.astype(np.float32) * np.float32(127) < largest
+    scales = np.where(low, np.nextafter(scales, np.float16(np.inf)), scales)
+    inverse = np.divide(np.float32(1), scales.astype(np.float32), out=np.zeros_like(largest), where=largest > 0)
+    return (blocks * inverse + np.float32(128.5)).astype(np.uint8), scales
 
 
 def _plain(encoding: str, lines: NDArray[np.uint8]) -> NDArray[np.float32]:

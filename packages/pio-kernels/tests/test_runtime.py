@@ -1,0 +1,436 @@
+"""Programs on the native library against the interpreter, over random ragged steps, for every usable instruction set."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from inference_pio.interfaces import CacheGroup, ConfigError, LayerGroup, SamplingBatch, UnsupportedError
+from inference_pio.kernels import Interpreter, ProgramBuilder, Runtime, instruction_sets, measure_limits, page_bytes
+
+USABLE = [each.name for each in instruction_sets() if each.usable]
+FULL = LayerGroup(kind="full", window=None, layers=(0, 1))
+FREQUENCIES = tuple(float(f) for f in np.float32(100.0) ** -np.arange(0, 1, 1 / 8, dtype=np.float32))
+
+
+def dense(*, heads=4, kv_heads=2, size=16, width=64, inner=96, vocab=99, layers=2, tied=False, **options):
+    """A small model of Llama's shape; ``options`` change it towards others."""
+    builder = ProgramBuilder(vocab_size=vocab, hidden_size=width, eps=1e-5, norm_offset=options.get("norm_offset", 0.0))
+    x = builder.embed("embedding", scale=options.get("embed_scale", 1.0))
+    pairs = options.get("pairs", size // 2)
+    rotary = builder.rotary(FREQUENCIES[:pairs], long_frequencies=options.get("long"), original_length=20)
+    bias = options.get("bias", False)
+    for index in range(layers):
+        name = f"layers.{index}."
+        rows = (heads + 2 * kv_heads) * size
+        qkv = builder.linear(
+            x, f"{name}qkv", rows, out="qkv", norm=f"{name}norm", bias=f"{name}qkv_bias" if bias else None
+        )
+        per_head = options.get("head_norms", False)
+        attended = builder.attention(
+            qkv,
+            layer=index,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_size=size,
+            rotary=rotary,
+            interleaved=options.get("interleaved", False),
+            window=options.get("windows", (None,) * layers)[index],
+            softcap=options.get("softcap", 0.0),
+            query_norm=f"{name}query_norm" if per_head else None,
+            key_norm=f"{name}key_norm" if per_head else None,
+            sinks=f"{name}sinks" if options.get("sinks", False) else None,
+        )
+        builder.add_linear(attended, f"{name}output", to=x, scale=options.get("residual", 1.0))
+        hidden = builder.gated(
+            x,
+            f"{name}gate_up",
+            2 * inner,
+            out="inner",
+            norm=f"{name}mlp_norm",
+            bias=f"{name}gate_up_bias" if bias else None,
+            activation=options.get("activation", "silu"),
+        )
+        builder.add_linear(hidden, f"{name}down", to=x, bias=f"{name}down_bias" if bias else None)
+    softcap = options.get("final_softcap", 0.0)
+    return builder.head(
+        x, "embedding" if tied else "head", norm="norm", scale=options.get("logit_scale", 1.0), softcap=softcap
+    )
+
+
+def mixture(**options):
+    """A small mixture of experts."""
+    builder = ProgramBuilder(vocab_size=50, hidden_size=64, eps=1e-6)
+    x = builder.embed("embedding")
+    for index in range(2):
+        qkv = builder.linear(x, f"{index}.qkv", 64 + 2 * 32, out="qkv", norm=f"{index}.norm")
+        attended = builder.attention(qkv, layer=index, heads=4, kv_heads=2, head_size=16)
+        builder.add_linear(attended, f"{index}.output", to=x)
+        builder.experts(
+            x,
+            to=x,
+            router=f"{index}.router",
+            gate_up=f"{index}.gate_up",
+            down=f"{index}.down",
+            inner_size=40,
+            num_experts=7,
+            chosen=3,
+            norm=f"{index}.mlp_norm",
+            bias=f"{index}.router_bias" if options.pop("bias", False) else None,
+            **options,
+        )
+    return builder.head(x, "head", norm="norm")
+
+
+PROGRAMS = {
+    "llama": dense(),
+    "tied": dense(tied=True),
+    "wide heads, odd sizes": dense(heads=3, kv_heads=1, size=24, width=72, inner=50, vocab=131, pairs=8),
+    "biases": dense(bias=True),
+    "qwen3": dense(head_norms=True, tied=True),
+    "one head per key": dense(kv_heads=4),
+    "gemma": dense(norm_offset=1.0, activation="gelu_tanh", softcap=20.0, final_softcap=5.0, embed_scale=8.0),
+    "granite": dense(residual=0.3, logit_scale=0.5, activation="gelu"),
+    "interleaved, partial": dense(interleaved=True, pairs=5),
+    "window": dense(windows=(7, None)),
+    "sinks": dense(sinks=True, windows=(5, None)),
+    "longrope": dense(long=tuple(f / 3 for f in FREQUENCIES)),
+    "mixture": mixture(),
+    "mixture, sigmoid and bias": mixture(scoring="sigmoid", bias=True, scale=2.5, normalise=False),
+    "mixture, softmax of chosen": mixture(scoring="softmax_of_chosen"),
+}
+# Prompts in chunks, beside sequences that decode; one token alone; many rows at once.
+SCHEDULES = [{0: 5}, {0: 1, 1: 17}, {1: 1}, {0: 1, 1: 3, 2: 40}, {2: 2, 3: 1}, {0: 1, 1: 1, 2: 1, 3: 1}, {4: 70}]
+
+
+def run_both(program, parameters, make_paging, groups, *, page_size=16, schedules=SCHEDULES, isa="scalar", **options):
+    """Yields native and interpreted logits of every row, step by step."""
+    rng = np.random.default_rng(5)
+    paging = make_paging(rng, groups, page_size=page_size, vocab_size=program.vocab_size)
+    exact = options.pop("exact", {})
+    kv_format = options.pop("kv_format", "f32")
+    values = {name: parameters.values(name) for name in parameters}
+    reference = Interpreter(program, values, paging.caches, groups, page_size=page_size, kv_format=kv_format, **exact)
+    with Runtime(
+        program,
+        parameters,
+        paging.caches,
+        groups,
+        page_size=page_size,
+        kv_format=kv_format,
+        max_tokens=80,
+        isa=isa,
+        **options,
+    ) as runtime:
+        assert runtime.isa == isa
+        for schedule in schedules:
+            batch = paging.batch(schedule, every_row=True)
+            yield runtime.step(batch), reference.step(batch)
+
+
+def close(native, expected, share):
+    """Within ``share`` of the largest logit."""
+    return np.abs(native - expected).max() <= share * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("isa", USABLE)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_float32_programs_agree_with_interpreter(name, isa, random_parameters, make_paging):
+    """In float32 a program's logits differ from those in double precision by rounding alone."""
+    program = PROGRAMS[name]
+    parameters = random_parameters(program, np.random.default_rng(1))
+    exact = {"dtype": np.float64}
+    for native, expected in run_both(program, parameters, make_paging, [FULL], isa=isa, threads=2, exact=exact):
+        assert close(native, expected, 2e-5)
+
+
+@pytest.mark.parametrize("isa", USABLE)
+@pytest.mark.parametrize("encoding", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"])
+def test_quantised_programs_agree_with_interpreter(encoding, isa, random_parameters, make_paging):
+    """With block formats and int8 activations, what differs is activations that round to the other side."""
+    program = dense(heads=4, kv_heads=2, size=64, width=256, inner=256, pairs=8)
+    parameters = random_parameters(program, np.random.default_rng(2), encoding)
+    exact = {"quantise_activations": True}
+    for native, expected in run_both(program, parameters, make_paging, [FULL], isa=isa, threads=2, exact=exact):
+        assert close(native, expected, 2e-2)
+
+
+@pytest.mark.parametrize("isa", USABLE)
+@pytest.mark.parametrize(
+    "encoding, weights, share", [("F16", "auto", 2e-5), ("BF16", "auto", 2e-2), ("F32", "bf16", 2e-2)]
+)
+def test_half_precision_programs_agree_with_interpreter(encoding, weights, share, isa, random_parameters, make_paging):
+    """Float16 weights are exact in float32; bfloat16 ones may meet activations in bfloat16."""
+    program = PROGRAMS["llama"]
+    parameters = random_parameters(program, np.random.default_rng(3), encoding, weights)
+    for native, expected in run_both(program, parameters, make_paging, [FULL], isa=isa):
+        assert close(native, expected, share)
+
+
+@pytest.mark.parametrize("isa", USABLE)
+@pytest.mark.parametrize("encoding", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("name", ["llama", "mixture"])
+def test_int8_weights_agree_with_interpreter(name, encoding, isa, random_parameters, make_paging):
+    """Matrices that are quantised at loading compute as the blocks that they became."""
+    program = PROGRAMS[name]
+    parameters = random_parameters(program, np.random.default_rng(4), encoding, "int8")
+    assert set(parameters.formats) == {"Q8"}
+    exact = {"quantise_activations": True}
+    for native, expected in run_both(program, parameters, make_paging, [FULL], isa=isa, exact=exact):
+        assert close(native, expected, 5e-2)
+
+
+@pytest.mark.parametrize("isa", USABLE)
+@pytest.mark.parametrize("kv_format, share", [("f16", 2e-2), ("bf16", 2e-2), ("int8", 3e-2)])
+@pytest.mark.parametrize("page_size", [16, 32])
+def test_cache_formats_agree_with_interpreter(kv_format, share, page_size, isa, random_parameters, make_paging):
+    """Keys and values come back as what their format keeps of them; prompts may be attended over in bfloat16."""
+    program = PROGRAMS["llama"]
+    parameters = random_parameters(program, np.random.default_rng(6))
+    for native, expected in run_both(
+        program, parameters, make_paging, [FULL], isa=isa, kv_format=kv_format, page_size=page_size
+    ):
+        assert close(native, expected, share)
+
+
+@pytest.mark.parametrize("isa", USABLE)
+def test_groups_of_layers_have_their_own_pages(isa, random_parameters, make_paging):
+    """A layer with a window reads its own group's tables, whose pages behind the window are gone."""
+    program = dense(windows=(20, None))
+    groups = [
+        LayerGroup(kind="full", window=None, layers=(1,)),
+        LayerGroup(kind="window", window=20, layers=(0,)),
+    ]
+    parameters = random_parameters(program, np.random.default_rng(7))
+    schedules = [{0: 30, 1: 3}, {0: 20, 1: 1}, {0: 1, 1: 60}, {0: 1, 1: 1}, {0: 1, 1: 1}]
+    exact = {"dtype": np.float64}
+    for native, expected in run_both(
+        program, parameters, make_paging, groups, isa=isa, schedules=schedules, exact=exact
+    ):
+        assert close(native, expected, 2e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_change_no_bit_of_decoding(threads, random_parameters, make_paging):
+    """How many threads share the work does not show in products and short attention."""
+    program = PROGRAMS["qwen3"]
+    parameters = random_parameters(program, np.random.default_rng(8))
+    isa = USABLE[-1]
+    alone = [native.copy() for native, _ in run_both(program, parameters, make_paging, [FULL], isa=isa, threads=1)]
+    shared = [
+        native.copy() for native, _ in run_both(program, parameters, make_paging, [FULL], isa=isa, threads=threads)
+    ]
+    for one, other in zip(alone, shared, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture
+def small(random_parameters, make_paging):
+    """A runtime of a small model, and its bookkeeping."""
+    program = PROGRAMS["llama"]
+    paging = make_paging(np.random.default_rng(9), [FULL], page_size=16, vocab_size=program.vocab_size)
+    parameters = random_parameters(program, np.random.default_rng(9))
+    with Runtime(program, parameters, paging.caches, [FULL], page_size=16, kv_format="f32", max_tokens=32) as runtime:
+        yield runtime, paging
+
+
+def test_rows_without_logits_and_empty_steps(small):
+    """Only the rows asked for are computed; a step of nothing is harmless."""
+    runtime, paging = small
+    batch = paging.batch({0: 4, 1: 2}, every_row=True)
+    every = runtime.step(batch).copy()
+    again = runtime.step(dataclasses.replace(batch, logit_rows=np.array([5, 1])))
+    np.testing.assert_allclose(again, every[[5, 1]], rtol=1e-5, atol=1e-6)
+    assert runtime.step(dataclasses.replace(batch, logit_rows=np.empty(0, dtype=np.int64))).shape == (0, 99)
+    nothing = dataclasses.replace(
+        batch,
+        token_ids=batch.token_ids[:0],
+        positions=batch.positions[:0],
+        query_starts=batch.query_starts[:1],
+        seq_lens=batch.seq_lens[:0],
+        block_tables=batch.block_tables[:0],
+        slot_mapping=batch.slot_mapping[:0],
+        logit_rows=batch.logit_rows[:0],
+    )
+    assert runtime.step(nothing).shape == (0, 99)
+
+
+def test_copied_pages_serve_as_the_originals(small):
+    """A sequence may go on from copies of another's pages, also where copies follow each other."""
+    runtime, paging = small
+    paging.batch({0: 0})  # the sequence exists, without pages
+    first = paging.batch({0: 20})
+    runtime.step(first)
+    decode = paging.batch({0: 1})
+    expected = runtime.step(decode).copy()
+    pages = decode.block_tables[0, :2].tolist()
+    between, copies = paging.free[0][:2], paging.free[0][2:4]
+    runtime.step(first)
+    runtime.copy_pages(0, [pages[0], between[0], pages[1]], [between[0], copies[0], copies[1]])
+    tables = decode.block_tables.copy()
+    tables[0, :2] = copies
+    slots = np.array([copies[1] * 16 + 20 % 16])
+    copied = runtime.step(dataclasses.replace(decode, block_tables=tables, slot_mapping=slots))
+    np.testing.assert_array_equal(copied, expected)
+
+
+def change(batch, name, index, value):
+    array = getattr(batch, name).copy()
+    array[index] = value
+    return dataclasses.replace(batch, **{name: array})
+
+
+@pytest.mark.parametrize(
+    "name, index, value, match",
+    [
+        ("token_ids", 0, 99, r"token_ids must be in 0\.\.98, got 99"),
+        ("token_ids", 1, -1, r"token_ids must be in 0\.\.98, got -1"),
+        ("logit_rows", 0, 6, r"logit_rows must be in 0\.\.5, got 6"),
+        ("logit_rows", 0, -1, r"logit_rows must be in 0\.\.5"),
+        ("slot_mapping", 2, 3200, r"slot_mapping must be in 0\.\.3199, got 3200"),
+        ("slot_mapping", 2, -5, r"slot_mapping must be in 0\.\.3199"),
+        ("positions", 1, 7, "positions must be the last of each sequence"),
+        ("positions", 1, -1, "positions must be the last of each sequence"),
+        ("query_starts", 1, 0, "query_starts must rise from 0 to the 6 tokens"),
+        ("query_starts", 1, 9, "query_starts must rise from 0 to the 6 tokens"),
+        ("query_starts", 0, 1, "query_starts must rise from 0 to the 6 tokens"),
+        ("query_starts", 2, 5, "query_starts must rise from 0 to the 6 tokens"),
+        ("seq_lens", 0, 2, r"have \[4, 2\] in this step"),
+        ("seq_lens", 0, 2**31 - 1, "positions must be the last of each sequence"),
+        ("seq_lens", 1, -3, r"have \[4, 2\] in this step"),
+        ("block_tables", (1, 0), -1, "page 0 of sequence 1 is -1, of 200 pages"),
+        ("block_tables", (0, 0), 200, "page 0 of sequence 0 is 200, of 200 pages"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(name, index, value, match, small):
+    """Whatever could lead native code out of bounds is a ValueError, and the runtime goes on afterwards."""
+    runtime, paging = small
+    batch = paging.batch({0: 4, 1: 2})
+    with pytest.raises(ValueError, match=match):
+        runtime.step(change(batch, name, index, value))
+    assert np.isfinite(runtime.step(batch)).all()
+
+
+def test_tables_too_short_for_a_sequence_are_refused(small):
+    """A sequence that has more tokens than its row of the block tables has places."""
+    runtime, paging = small
+    batch = paging.batch({0: 20})
+    with pytest.raises(ValueError, match="block_tables of 1 pages do not hold 20 tokens"):
+        runtime.step(dataclasses.replace(batch, block_tables=batch.block_tables[:, :1].copy()))
+
+
+@pytest.mark.parametrize(
+    "name, make, match",
+    [
+        ("token_ids", lambda a: a.astype(np.int32), r"token_ids must be int64 \(6,\), got int32"),
+        ("positions", lambda a: a[:-1], r"positions must be int64 \(6,\), got int64 \(5,\)"),
+        ("query_starts", lambda a: a[:-1], r"query_starts must be int32 \(3,\)"),
+        ("logit_rows", lambda a: a[:, None], "logit_rows must be int64"),
+        ("slot_mapping", lambda a: np.repeat(a, 2)[::2], "slot_mapping must be int64 .* with gaps"),
+        ("block_tables", lambda a: a[0], r"block_tables must be int32 \(2, 2\), got int32 \(2,\)"),
+        ("others", lambda _: (None,), "tables of 2 groups, the cache has 1"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(name, make, match, small):
+    """Native code reads arrays by address: their dtype, shape and layout must be what the contract says."""
+    runtime, paging = small
+    batch = paging.batch({0: 4, 1: 2})
+    with pytest.raises(ValueError, match=match):
+        runtime.step(dataclasses.replace(batch, **{name: make(getattr(batch, name))}))
+
+
+def test_steps_beyond_the_runtime_are_refused(small):
+    """Intermediate rows are there for max_tokens; a closed runtime refuses everything."""
+    runtime, paging = small
+    with pytest.raises(ValueError, match="33 tokens and 1 logit rows, and the runtime was made for 32"):
+        runtime.step(paging.batch({0: 33}))
+    with pytest.raises(ValueError, match=r"group 0 has pages 0\.\.199, not 200"):
+        runtime.copy_pages(0, [0], [200])
+    runtime.close()
+    runtime.close()
+    with pytest.raises(ValueError, match="the runtime is closed"):
+        runtime.step(paging.batch({1: 1}))
+
+
+def sampling(draws, **changes):
+    fields = {
+        "rows": np.arange(draws),
+        "bias": None,
+        "repetition": None,
+        "penalties": None,
+        "masks": None,
+        "temperature": np.zeros(draws, dtype=np.float32),
+        "top_k": np.zeros(draws, dtype=np.int32),
+        "typical_p": np.ones(draws, dtype=np.float32),
+        "top_p": np.ones(draws, dtype=np.float32),
+        "min_p": np.zeros(draws, dtype=np.float32),
+        "uniforms": np.full(draws, 0.5),
+    }
+    return SamplingBatch(**fields | changes)
+
+
+def test_sample_takes_the_most_likely_or_what_is_allowed(small):
+    """Temperature 0 takes the first of the largest; a mask leaves the rest out."""
+    runtime, _ = small
+    logits = np.random.default_rng(0).normal(size=(3, 99)).astype(np.float32)
+    np.testing.assert_array_equal(runtime.sample(logits, sampling(3)), logits.argmax(axis=1))
+    masks = np.zeros((3, 4), dtype=np.int32)
+    masks[:, 1] = 1 << 5
+    np.testing.assert_array_equal(runtime.sample(logits, sampling(3, masks=masks)), [37, 37, 37])
+    assert runtime.sample(logits, sampling(0)).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"rows": np.array([0, 3])}, r"rows must be in 0\.\.2"),
+        ({"rows": np.array([0, -1])}, r"rows must be in 0\.\.2"),
+        ({"top_k": np.zeros(2)}, r"top_k must be int32 \(2,\), got float64"),
+        ({"uniforms": np.zeros(1)}, r"uniforms must be float64 \(2,\), got float64 \(1,\)"),
+        ({"masks": np.zeros((2, 3), dtype=np.int32)}, r"masks must be int32 \(2, 4\)"),
+        ({"bias": object()}, "edits of logits must be made before sampling"),
+    ],
+)
+def test_sampling_arrays_of_another_kind_are_refused(changes, match, small):
+    """The same holds for what says how to draw."""
+    runtime, _ = small
+    with pytest.raises(ValueError, match=match):
+        runtime.sample(np.zeros((3, 99), dtype=np.float32), sampling(2, **changes))
+    with pytest.raises(ValueError, match=r"logits must be float32 \(R, 99\)"):
+        runtime.sample(np.zeros((3, 98), dtype=np.float32), sampling(2))
+
+
+def test_runtimes_that_cannot_be_are_refused(random_parameters):
+    """Sizes without kernels, unknown names, layers without a group: each with its own sentence."""
+    program = PROGRAMS["llama"]
+    parameters = random_parameters(program, np.random.default_rng(0))
+    caches = [CacheGroup(kind="full", num_pages=2)]
+
+    def build(groups=(FULL,), caches=caches, **options):
+        Runtime(program, parameters, caches, groups, **{"page_size": 16, "max_tokens": 8} | options)
+
+    with pytest.raises(UnsupportedError, match="pages of 24 tokens with heads of 16 have no native kernels"):
+        build(page_size=24)
+    with pytest.raises(UnsupportedError, match="heads of 20"):
+        page_bytes("f16", 16, 1, 20)
+    with pytest.raises(ValueError, match="kv_format must be one of f16, bf16, int8, f32, got 'f8'"):
+        build(kv_format="f8")
+    with pytest.raises(ConfigError, match="none of that name"):
+        build(isa="sse9")
+    with pytest.raises(ValueError, match="layer 1 is in none of 1 groups"):
+        build([LayerGroup(kind="full", window=None, layers=(0,))])
+    with pytest.raises(ValueError, match="layers see all keys, and their group keeps 8"):
+        build([LayerGroup(kind="window", window=8, layers=(0, 1))], [CacheGroup(kind="window", window=8, num_pages=2)])
+    with pytest.raises(ValueError, match="1 caches for 2 groups"):
+        build([FULL, FULL])
+    with pytest.raises(ValueError, match="at least 1, got 0 and None"):
+        build(max_tokens=0)
+
+
+def test_limits_are_measured():
+    """Something is read in some time."""
+    limits = measure_limits(1, nbytes=2**22, repeats=1)
+    assert limits["threads"] == 1
+    assert limits["read_gb_per_s"] > 0
