@@ -35,20 +35,20 @@ static inline float float_of_f16(uint16_t x) {
     return float_of(sign | bits_of(float_of(magnitude) * float_of(0x77800000u)));
 }
 
-// Rounds to nearest, ties to even; beyond 65504 (rounded) is infinity, below 2^-14 subnormal; a NaN stays one.
+// Rounds to nearest, ties to even; beyond 65504 (rounded) is infinity, below 2^-14 subnormal; a NaN stays one. All cases
+// are computed and one is chosen, since scales are of all kinds and branches on them would be guessed wrong.
 static inline uint16_t f16_of_float(float x) {
     const uint32_t bits = bits_of(x);
     const uint32_t sign = (bits >> 16) & 0x8000u;
     const uint32_t magnitude = bits & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
-    if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
-    if (magnitude < 0x38800000u) {
-        // 0.5 has a last bit of 2^-24, as subnormal halves do: the sum's mantissa is the rounded half.
-        const float aligned = float_of(magnitude) + 0.5f;
-        return static_cast<uint16_t>(sign | (bits_of(aligned) - 0x3f000000u));
-    }
     const uint32_t rebiased = magnitude - 0x38000000u;
-    return static_cast<uint16_t>(sign | ((rebiased + 0xfffu + ((rebiased >> 13) & 1u)) >> 13));
+    const uint32_t normal = (rebiased + 0xfffu + ((rebiased >> 13) & 1u)) >> 13;
+    // 0.5 has a last bit of 2^-24, as subnormal halves do: the sum's mantissa is the rounded half.
+    const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
+    uint32_t half = magnitude < 0x38800000u ? subnormal : normal;
+    half = magnitude >= 0x477ff000u ? 0x7c00u : half;
+    half = magnitude > 0x7f800000u ? 0x7e00u : half;
+    return static_cast<uint16_t>(sign | half);
 }
 
 }  // namespace pio

@@ -39,7 +39,7 @@ struct Packing {
 
     uint16_t scale(float x) {
         const uint16_t half = f16_of_float(x);
-        overflow = overflow || (half & 0x7c00) == 0x7c00;
+        overflow |= (half & 0x7c00) == 0x7c00;
         return half;
     }
 };

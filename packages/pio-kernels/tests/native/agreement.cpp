@@ -1,0 +1,169 @@
+// Compares the kernels around products of an instruction set with the scalar ones over random tiles and rows, for
+// processors that only an emulator runs. Prints how many outputs agreed; exit code 1 at the first that does not.
+#include <stdio.h>
+#include <string.h>
+
+#include "../../native/numbers.h"
+#include "../../native/kernels.h"
+
+namespace {
+
+constexpr int kCount = 11;
+constexpr int kRows = 41;
+constexpr int kMaxColumns = 160;
+constexpr int kStrips = (kRows + 15) / 16;
+constexpr int kQuantBytes[] = {256, 256, 320, 320, 384, 512};
+
+uint64_t state = 1;
+
+// xorshift64 (Marsaglia 2003)
+uint32_t random_bits() {
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return static_cast<uint32_t>(state >> 32);
+}
+float random_number() { return static_cast<float>(static_cast<int32_t>(random_bits())) / 2147483648.0f; }
+
+struct Arrays {
+    int8_t values[kCount * kMaxColumns];
+    float scales[kCount * kMaxColumns / 32];
+    float offsets[kCount * kMaxColumns / 32];
+    int32_t sums[kCount * kMaxColumns / 16];
+    uint16_t bf16[kCount * kMaxColumns];
+    float f32[kCount * kMaxColumns];
+
+    pio::Rows rows(int columns) {
+        const int stride = (columns + 31) / 32 * 32;
+        return {kCount, columns, stride, values, scales, offsets, sums, bf16, f32};
+    }
+};
+
+struct Weights {
+    uint8_t tiles[kStrips * (kMaxColumns / 32) * 2048];
+    float bias[kRows];
+    Segment segment;
+
+    void fill(uint32_t format, int columns) {
+        const int64_t bytes = pio_tile_bytes(format);
+        const int64_t count = kStrips * ((columns + 31) / 32);
+        for (int64_t i = 0; i < count * bytes; ++i) tiles[i] = static_cast<uint8_t>(random_bits());
+        for (int64_t tile = 0; tile < count; ++tile) {
+            uint8_t* numbers = tiles + tile * bytes;
+            if (format < kTileBF16) {
+                for (int64_t i = kQuantBytes[format]; i < bytes; i += 2) {
+                    const uint16_t half = pio::f16_of_float(0.01f * random_number());
+                    memcpy(numbers + i, &half, 2);
+                }
+            } else if (format == kTileF32) {
+                for (int64_t i = 0; i < bytes; i += 4) {
+                    const float weight = random_number();
+                    memcpy(numbers + i, &weight, 4);
+                }
+            } else {
+                for (int64_t i = 0; i < bytes; i += 2) {
+                    const float x = random_number();
+                    const uint16_t half = format == kTileF16 ? pio::f16_of_float(x) : pio::bf16_of_float(x);
+                    memcpy(numbers + i, &half, 2);
+                }
+            }
+        }
+        for (float& each : bias) each = random_number();
+        segment = {format, kRows, columns, 3, tiles, bias};
+    }
+};
+
+Arrays expected_rows, actual_rows;
+Weights weights, up;
+float x[kCount * kMaxColumns];
+float expected[kCount * 64], actual[kCount * 64];
+int64_t compared = 0;
+
+bool same(const char* what, const void* a, const void* b, size_t bytes) {
+    if (memcmp(a, b, bytes) == 0) return true;
+    printf("%s differ\n", what);
+    return false;
+}
+
+bool close(const char* what, const float* a, const float* b, int n, float tolerance) {
+    for (int i = 0; i < n; ++i, ++compared) {
+        const float difference = a[i] > b[i] ? a[i] - b[i] : b[i] - a[i];
+        const float magnitude = a[i] > 0 ? a[i] : -a[i];
+        if (!(difference <= tolerance * (1.0f + magnitude))) {
+            printf("%s: number %d is %.9g instead of %.9g\n", what, i, static_cast<double>(b[i]),
+                   static_cast<double>(a[i]));
+            return false;
+        }
+    }
+    return true;
+}
+
+bool rows_agree(const pio::Kernels& plain, const pio::Kernels& vector, int columns) {
+    for (int i = 0; i < kCount * columns; ++i) x[i] = random_number();
+    pio::Rows a = expected_rows.rows(columns), b = actual_rows.rows(columns);
+    for (int row = 0; row < kCount; ++row) {
+        plain.prepare(x + row * columns, 7, row, a);
+        vector.prepare(x + row * columns, 7, row, b);
+    }
+    const size_t n = static_cast<size_t>(kCount) * static_cast<size_t>(a.stride);
+    if (!same("values", a.values, b.values, n) || !same("scales", a.scales, b.scales, n / 8) ||
+        !same("offsets", a.offsets, b.offsets, n / 8) || !same("sums", a.sums, b.sums, n / 4) ||
+        !same("bf16", a.bf16, b.bf16, 2 * n) || !same("f32", a.f32, b.f32, 4 * n)) {
+        return false;
+    }
+    const Norm norm = {x + columns, 1e-5f, 1.0f};
+    plain.norm(x, norm, columns, expected);
+    vector.norm(x, norm, columns, actual);
+    if (!close("norm", expected, actual, columns, 2e-6f)) return false;
+    plain.finish_logits(expected, columns, 3.0f, 2.0f);
+    vector.finish_logits(actual, columns, 3.0f, 2.0f);
+    return close("logits", expected, actual, columns, 4e-6f);
+}
+
+bool products_agree(const pio::Kernels& plain, const pio::Kernels& vector, uint32_t epilogue, uint32_t activation) {
+    const pio::Rows rows = expected_rows.rows(weights.segment.columns);
+    pio::LinearTask task = {};
+    task.weights = &weights.segment;
+    task.up = epilogue == kGated ? &up.segment : nullptr;
+    task.x = &rows;
+    task.rows = kCount;
+    task.y_stride = 64;
+    task.epilogue = epilogue;
+    task.activation = activation;
+    task.scale = 0.5f;
+    for (int i = 0; i < kCount * 64; ++i) expected[i] = actual[i] = random_number();
+    task.y = expected;
+    plain.linear(task, 0, kStrips);
+    task.y = actual;
+    vector.linear(task, 0, kStrips);
+    return close("product", expected, actual, kCount * 64, 3e-5f);
+}
+
+bool agree(const pio::Kernels& plain, const pio::Kernels& vector) {
+    constexpr int kColumns[] = {1, 31, 33, 64, 160};
+    for (const int columns : kColumns) {
+        if (!rows_agree(plain, vector, columns)) return false;
+        for (uint32_t format = 0; format < kTileFormats; ++format) {
+            weights.fill(format, columns);
+            up.fill((format + 1) % kTileFormats, columns);
+            for (uint32_t epilogue = kStore; epilogue <= kGated; ++epilogue) {
+                for (uint32_t activation = kNoActivation; activation <= kGeluErf; ++activation) {
+                    if (products_agree(plain, vector, epilogue, activation)) continue;
+                    printf("format %u, %d columns, epilogue %u, activation %u\n", format, columns, epilogue, activation);
+                    return false;
+                }
+            }
+        }
+    }
+    return true;
+}
+
+}  // namespace
+
+int main() {
+    const pio::Kernels* vector = pio::neon_kernels();
+    if (vector == nullptr) vector = pio::avx2_kernels();
+    if (vector == nullptr || !agree(*pio::scalar_kernels(), *vector)) return 1;
+    printf("%s: %lld numbers agree\n", vector->name, static_cast<long long>(compared));
+    return 0;
+}
