@@ -15,9 +15,9 @@
 
 namespace pio {
 
-constexpr int32_t kKeyBlock = 16;     // tokens of a block of keys; pages are whole blocks
-constexpr int32_t kTileKeys = 64;     // keys that are attended over at a time
-constexpr int32_t kItemQueries = 96;  // query vectors of an item, or the heads of one KV head if they are more
+constexpr int32_t kKeyBlock = 16;       // tokens of a block of keys; pages are whole blocks
+constexpr int32_t kTileKeys = 64;       // keys that are attended over at a time
+constexpr int32_t kItemQueries = 192;  // query vectors of an item, or the heads of one KV head if they are more
 constexpr int32_t kMaxTileQueries = 6;  // query vectors that one pass over a tile serves
 constexpr int32_t kScratchArrays = 10;  // that `attend` lays out in its scratch
 

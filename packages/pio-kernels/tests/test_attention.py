@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import itertools
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -314,3 +316,114 @@ def test_attention_is_softmax_over_the_stored_keys(
         # A key that lies between two numbers of the format may be stored as either, by a rounding in its norm or turn.
         step = {"f16": 1e-3, "bf16": 6e-3, "i8": 2e-2, "f32": 0.0}[kv_format] if case.pairs or case.norms else 0.0
         np.testing.assert_allclose(out, expected, rtol=0, atol=tolerance(isa, case) + step)
+
+
+@pytest.mark.parametrize("isa", [name for name in INSTRUCTION_SETS if name != "scalar"])
+def test_attention_over_4097_tokens(library: Callable[[str], ctypes.CDLL], isa: str) -> None:
+    """The last of 4,097 tokens, one more than whole tiles, and a chunk that ends there; split over threads."""
+    kernels = library(isa)
+    for sequences in ([(4096, 1)], [(3967, 130)]):
+        case = Case(sequences, heads=3, kv_heads=1, threads=4, pairs=32)
+        out, expected = run(kernels, case)
+        np.testing.assert_allclose(out, expected, rtol=0, atol=1e-3 if isa == "avx512bf16" else 1e-4)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_values_beyond_float16_are_held_finite(library: Callable[[str], ctypes.CDLL], isa: str) -> None:
+    """A float16 cache stores its largest number instead of infinity, so that other tokens keep their meaning."""
+    out, expected = run(library(isa), Case([(20, 3)], spread=1e5, kv_format=F16))
+    assert np.isfinite(out).all()
+    assert np.abs(out).max() <= 65536  # which is 65504 in bfloat16
+    assert np.abs(expected).max() <= 65504
+
+
+def plan(
+    kernels: ctypes.CDLL, sequences: Sequence[tuple[int, int]], *, threads: int, kv_heads: int = 3, window: int = 0
+) -> list[Item]:
+    """The items of a step, as (tokens before it, tokens of it) per sequence, with 3 query heads per KV head."""
+    cache = LayerCache(None, 0, F16, 0, 16, 0)
+    op = AttentionOp(heads=3 * kv_heads, kv_heads=kv_heads, head_size=64, window=window, cache=ctypes.addressof(cache))
+    positions = np.concatenate([np.arange(before, before + rows) for before, rows in sequences]).astype(np.int64)
+    starts = np.cumsum([0, *(rows for _, rows in sequences)]).astype(np.int32)
+    batch = Batch(
+        num_tokens=len(positions),
+        num_sequences=len(sequences),
+        positions=positions.ctypes.data,
+        query_starts=starts.ctypes.data,
+    )
+    items = (Item * (len(positions) * kv_heads + kernels.shim_partials(threads)))()
+    count = kernels.shim_plan(ctypes.byref(op), ctypes.byref(batch), threads, items, len(items))
+    assert count <= len(items)
+    return list(items[:count])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 16])
+@pytest.mark.parametrize("window", [0, 100])
+@pytest.mark.parametrize(
+    "sequences", [[(4095, 1)], [(0, 700)], [(4095, 1)] * 8, [(9000, 1), (3, 1), (500, 5)], [(3000, 90), (10, 1)]]
+)
+def test_a_plan_covers_each_query_and_key_once(
+    library: Callable[[str], ctypes.CDLL], sequences: list[tuple[int, int]], window: int, threads: int
+) -> None:
+    """Per row and KV head, the items' keys lie end to end from the oldest visible to the newest, parts in order."""
+    kernels = library("scalar")
+    items = plan(kernels, sequences, threads=threads, window=window)
+    starts = np.cumsum([0, *(rows for _, rows in sequences)])
+    for sequence, (before, rows) in enumerate(sequences):
+        for row in range(rows):
+            position = before + row
+            for head in range(3):
+                mine = sorted(
+                    (
+                        item
+                        for item in items
+                        if item.sequence == sequence
+                        and item.kv_head == head
+                        and item.row_begin <= starts[sequence] + row < item.row_end
+                    ),
+                    key=lambda item: item.key_begin,
+                )
+                oldest = max(position - window + 1, 0) if window else 0
+                assert mine[0].key_begin <= oldest
+                assert mine[0].key_begin % 16 == 0
+                assert mine[-1].key_end > position
+                assert all(a.key_end == b.key_begin and a.key_end % 16 == 0 for a, b in itertools.pairwise(mine))
+                assert [item.parts for item in mine] == [len(mine)] + [0] * (len(mine) - 1)
+                first = mine[0].partial
+                assert [item.partial for item in mine] == (
+                    [-1] if len(mine) == 1 else [*range(first, first + len(mine))]
+                )
+    used = [item.partial for item in items if item.partial >= 0]
+    assert sorted(used) == list(range(len(used)))
+    assert len(used) <= kernels.shim_partials(threads)
+
+
+def test_a_plan_shares_three_heads_over_two_threads(library: Callable[[str], ctypes.CDLL]) -> None:
+    """One long sequence is split by keys, equally; for one thread, or with few keys, it is not."""
+    kernels = library("scalar")
+    items = plan(kernels, [(4095, 1)], threads=2)
+    assert sorted(item.key_end - item.key_begin for item in items) == [2048] * 6
+    assert len(plan(kernels, [(4095, 1)], threads=1)) == 3
+    assert len(plan(kernels, [(400, 1)], threads=2)) == 3
+
+
+def test_a_plan_begins_with_the_dearest_item(library: Callable[[str], ctypes.CDLL]) -> None:
+    """Items come by falling cost, so that the last ones even out what threads still have to do."""
+    items = plan(library("scalar"), [(5, 1), (900, 1), (60, 1), (0, 300)], threads=2)
+    costs = [((item.row_end - item.row_begin) * 3 + 4) * (item.key_end - item.key_begin) for item in items]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_neon_agrees_with_scalar_under_emulation(tmp_path: Path) -> None:
+    """On an emulated processor, where there is no other: NEON attention differs from scalar by rounding alone."""
+    emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    if emulator is None:
+        pytest.skip("no qemu-aarch64 to emulate a processor with NEON")
+    pytest.importorskip("ziglang", reason="no compiler: ziglang is not installed")
+    program = tmp_path / "attention_check"
+    sources = ["tests/native/attention_check.cpp", "native/attention_plan.cpp", "native/scalar/attention.cpp"]
+    flags = ["-target", "aarch64-linux-musl", "-mcpu=generic+dotprod", "-DPIO_ISA=neon", "-std=c++17", "-O2"]
+    compiler = [sys.executable, "-m", "ziglang", "c++", "-nostdlib++", "-fno-exceptions", "-fno-rtti"]
+    subprocess.run([*compiler, *flags, *(str(ROOT / source) for source in sources), "-o", str(program)], check=True)
+    done = subprocess.run([emulator, str(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -25,7 +25,7 @@
 namespace pio::PIO_ISA::attention {
 
 constexpr float kLog2E = 1.442695041f;
-constexpr float kNoScore = -1e30f;      // below any score, so that 2^(kNoScore - m) = 0
+constexpr float kNoScore = -1e30f;      // below any score: 2^(kNoScore - m) vanishes
 constexpr float kHidden = -3e38f;       // the score of a key that a query does not see
 constexpr int32_t kDirectQueries = 8;   // that read the pages themselves
 constexpr int32_t kTileBlocks = kTileKeys / kKeyBlock;
@@ -44,7 +44,8 @@ constexpr int32_t kScoreBlocks = 1;
 constexpr int32_t kValueVectors = 4;
 #endif
 
-PIO_INLINE void prefetch(const uint8_t* address) { __builtin_prefetch(address, 0, 3); }
+// Into the second cache level: the tile at hand fills the first.
+PIO_INLINE void prefetch(const uint8_t* address) { __builtin_prefetch(address, 0, 2); }
 
 constexpr int32_t bytes_of(uint32_t format) { return format == kKVF32 ? 4 : format == kKVI8 ? 1 : 2; }
 
@@ -384,27 +385,30 @@ struct PairProducts {
 
 // --- Softmax ---
 
-// Finishes the scores of M queries (scales of keys, soft cap, keys that they do not see), and takes their largest along.
-// factors[m] = 2^(the largest before - the largest now).
-template <int32_t M>
-void finish_scores(const Work& work, const Tile& tile, int32_t query, float* factors) {
+// Scales of int8 keys, the soft cap, and kHidden for keys outside of [begin, end), on the scores of one query.
+inline void adjust_scores(const Work& work, float* row, int32_t begin, int32_t end) {
     const bool scaled = work.op.cache->format == kKVI8;
     const float softcap = work.op.softcap;
-    const int32_t window = work.op.window;
+    for (int32_t t = 0; t < kTileKeys; t += kLanes) {
+        Floats scores = load(row + t);
+        if (scaled) scores = mul(scores, load(work.key_scales + t));
+        if (softcap > 0) scores = mul(tangent(scores), splat(softcap * kLog2E));
+        store(row + t, keep_range(scores, t, begin, end, kHidden));
+    }
+}
+
+// Finishes the scores of M queries and takes their largest along: factors[m] = 2^(the largest before - the largest now).
+template <int32_t M>
+void finish_scores(const Work& work, const Tile& tile, int32_t query, float* factors) {
+    const bool changed = work.op.cache->format == kKVI8 || work.op.softcap > 0;
     for (int32_t m = 0; m < M; m++) {
         float* row = work.scores + m * kTileKeys;
         const int32_t seen = work.positions[query + m] + 1 - tile.first;
         const int32_t end = seen < tile.keys ? seen : tile.keys;
-        const int32_t begin = window > 0 ? seen - window : 0;
-        Floats largest = splat(kNoScore);
-        for (int32_t v = 0; v < kTileVectors; v++) {
-            Floats scores = load(row + v * kLanes);
-            if (scaled) scores = mul(scores, load(work.key_scales + v * kLanes));
-            if (softcap > 0) scores = mul(tangent(scores), splat(softcap * kLog2E));
-            if (begin > 0 || end < kTileKeys) scores = keep_range(scores, v * kLanes, begin, end, kHidden);
-            largest = max(largest, scores);
-            store(row + v * kLanes, scores);
-        }
+        const int32_t begin = work.op.window > 0 ? seen - work.op.window : 0;
+        if (changed || begin > 0 || end < kTileKeys) adjust_scores(work, row, begin, end);
+        Floats largest = load(row);
+        for (int32_t t = kLanes; t < kTileKeys; t += kLanes) largest = max(largest, load(row + t));
         const float before = work.largest[query + m];
         const float now = max_of(largest);
         work.largest[query + m] = now > before ? now : before;
@@ -423,7 +427,7 @@ void weigh(const Work& work, int32_t query, const float* factors) {
         const Floats largest = splat(work.largest[query + m]);
         Floats sum = mul(load(sums), splat(factors[m]));
         for (int32_t v = 0; v < kTileVectors; v++) {
-            Floats weights = power_of_two(sub(load(row + v * kLanes), largest));
+            Floats weights = power_of_two<kShortWeights>(sub(load(row + v * kLanes), largest));
             sum = add(sum, weights);
             if (scaled) weights = mul(weights, load(work.value_scales + v * kLanes));
 #if defined(__AVX512BF16__)

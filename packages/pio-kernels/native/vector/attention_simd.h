@@ -37,13 +37,10 @@ PIO_INLINE Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 PIO_INLINE Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 PIO_INLINE float sum_of(Floats a) { return _mm512_reduce_add_ps(a); }
 PIO_INLINE float max_of(Floats a) { return _mm512_reduce_max_ps(a); }
-PIO_INLINE Floats rounded(Floats a) {
-    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-// a 2^n, n whole and at least -127, where the power counts as zero
-PIO_INLINE Floats times_power(Floats a, Floats n) {
-    const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-    return _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23)));
+// a 2^n, n being the last nine bits of `bits`, with sign
+PIO_INLINE Floats add_to_exponent(Floats a, Floats bits) {
+    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(bits), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), exponent));
 }
 // Lanes l with begin <= first + l < end of a, `other` elsewhere.
 PIO_INLINE Floats keep_range(Floats a, int32_t first, int32_t begin, int32_t end, float other) {
@@ -113,10 +110,9 @@ PIO_INLINE float max_of(Floats a) {
     const __m128 pair = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)));
 }
-PIO_INLINE Floats rounded(Floats a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-PIO_INLINE Floats times_power(Floats a, Floats n) {
-    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+PIO_INLINE Floats add_to_exponent(Floats a, Floats bits) {
+    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(bits), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), exponent));
 }
 PIO_INLINE Floats keep_range(Floats a, int32_t first, int32_t begin, int32_t end, float other) {
     const __m256i index = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
@@ -179,10 +175,9 @@ PIO_INLINE Floats max(Floats a, Floats b) { return vmaxq_f32(a, b); }
 PIO_INLINE Floats min(Floats a, Floats b) { return vminq_f32(a, b); }
 PIO_INLINE float sum_of(Floats a) { return vaddvq_f32(a); }
 PIO_INLINE float max_of(Floats a) { return vmaxvq_f32(a); }
-PIO_INLINE Floats rounded(Floats a) { return vrndnq_f32(a); }
-PIO_INLINE Floats times_power(Floats a, Floats n) {
-    const int32x4_t exponent = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
-    return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
+PIO_INLINE Floats add_to_exponent(Floats a, Floats bits) {
+    const int32x4_t exponent = vshlq_n_s32(vreinterpretq_s32_f32(bits), 23);
+    return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(a), exponent));
 }
 PIO_INLINE Floats keep_range(Floats a, int32_t first, int32_t begin, int32_t end, float other) {
     constexpr int32_t kCount[4] = {0, 1, 2, 3};
@@ -234,19 +229,25 @@ PIO_INLINE void narrow(Floats a, uint8_t* x) {
 #error "no vector instructions to compile attention for"
 #endif
 
-// 2^x for x <= 126 within 1.5e-7 of itself; zero below 2^-126. x = n + r with n whole, |r| <= 1/2, and the series of 2^r.
+// 2^x for x <= 126; some number below 2^-125 where x is below -126. x = n + r with n whole, |r| <= 1/2, and the series of
+// 2^r, relative to the result within 1.5e-7, or 5e-5 if `rough`, for results of eight bits.
+template <bool rough = false>
 PIO_INLINE Floats power_of_two(Floats x) {
-    x = max(splat(-127.0f), x);
-    const Floats n = rounded(x);
-    const Floats r = sub(x, n);
-    Floats y = splat(1.540353039e-4f);
-    y = fma(y, r, splat(1.333355815e-3f));
-    y = fma(y, r, splat(9.618129108e-3f));
+    constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: the last bits of kShift + x are those of the integer nearest to x
+    x = max(splat(-126.0f), x);
+    const Floats shifted = add(x, splat(kShift));
+    const Floats r = sub(x, sub(shifted, splat(kShift)));
+    Floats y = splat(9.618129108e-3f);
+    if constexpr (!rough) {
+        y = splat(1.540353039e-4f);
+        y = fma(y, r, splat(1.333355815e-3f));
+        y = fma(y, r, splat(9.618129108e-3f));
+    }
     y = fma(y, r, splat(5.550410866e-2f));
     y = fma(y, r, splat(0.2402265070f));
     y = fma(y, r, splat(0.6931471806f));
     y = fma(y, r, splat(1.0f));
-    return times_power(y, n);
+    return add_to_exponent(y, shifted);
 }
 
 // tanh x = 1 - 2 / (e^(2 x) + 1) within 2e-7; beyond 10 it is one.

@@ -32,3 +32,5 @@ PIO_EXPORT int32_t shim_plan(const AttentionOp* op, const Batch* batch, int32_t 
 PIO_EXPORT int64_t shim_scratch(const AttentionOp* op) { return pio::attention_scratch(*op, *op->cache); }
 
 PIO_EXPORT int64_t shim_partial(const AttentionOp* op) { return pio::attention_partial(*op); }
+
+PIO_EXPORT int32_t shim_partials(int32_t threads) { return pio::attention_partials(threads); }
