@@ -6,19 +6,24 @@
 
 namespace pio {
 
+// 32 inputs of a row as int8: x = scale * values, scale = max |x| / 127. What a product with one block of weights needs
+// lies together.
+struct QuantBlock {
+    int8_t values[32];
+    float scale;
+    float offset;     // scale * sum of the values: what a minimum of a weight block is multiplied with
+    int32_t sums[2];  // of the values of either half, for formats with a zero point
+};
+
 // Rows of activations as the products read them, each prepared only if some segment wants it. Rows are padded with zeros
 // to whole tiles: `stride` numbers per row.
 struct Rows {
     int32_t count;
     int32_t columns;
-    int32_t stride;  // columns, rounded up to 32
-    // int8: x = scales[b] * values in block b of 32 inputs, scales[b] = max |x| / 127
-    int8_t* values;   // (count, stride)
-    float* scales;    // (count, stride / 32)
-    float* offsets;   // (count, stride / 32): scale * sum of the block's values; a minimum of a weight block times this
-    int32_t* sums;    // (count, stride / 16): sums of values over half blocks, for formats with a zero point
-    uint16_t* bf16;   // (count, stride), rounded to nearest even
-    float* f32;       // (count, stride)
+    int32_t stride;      // columns, rounded up to 32
+    QuantBlock* blocks;  // (count, stride / 32)
+    uint16_t* bf16;      // (count, stride), rounded to nearest even
+    float* f32;          // (count, stride)
 };
 
 enum RowsKind : uint32_t { kRowsI8 = 1, kRowsBF16 = 2, kRowsF32 = 4 };

@@ -116,12 +116,7 @@ class Arena {
 Rows take_rows(Arena& arena, int32_t count, int32_t width, uint32_t kinds) {
     Rows rows{};
     const int64_t numbers = static_cast<int64_t>(count) * padded(width);
-    if (kinds & kRowsI8) {
-        rows.values = arena.take<int8_t>(numbers);
-        rows.scales = arena.take<float>(numbers / kTileInputs);
-        rows.offsets = arena.take<float>(numbers / kTileInputs);
-        rows.sums = arena.take<int32_t>(numbers / (kTileInputs / 2));
-    }
+    if (kinds & kRowsI8) rows.blocks = arena.take<QuantBlock>(numbers / kTileInputs);
     if (kinds & kRowsBF16) rows.bf16 = arena.take<uint16_t>(numbers);
     if (kinds & kRowsF32) rows.f32 = arena.take<float>(numbers);
     return rows;
@@ -170,7 +165,7 @@ struct Runtime {
 
     // --- Planning a step ---
 
-    void plan(const Batch& step);
+    bool plan(const Batch& step);
     void add(PhaseKind kind, const void* op, int32_t items, int32_t count, int32_t few = 0, int32_t plan = -1);
     void add_rows(PhaseKind kind, const void* op, int32_t rows_in_all);
     void add_product(const void* op, int32_t strips, int64_t strip_bytes, int32_t row_count);
@@ -307,12 +302,13 @@ bool Runtime::set_up_attention() {
 
 // --- Planning a step -------------------------------------------------------------------------------------------------
 
-void Runtime::plan(const Batch& step) {
+bool Runtime::plan(const Batch& step) {
     batch = &step;
     num_phases = 0;
     for (int32_t i = 0; i < num_plans; ++i) {
         AttentionPlan& plan = plans[i];
         plan.count = plan_attention(*plan.op, step, threads, plan.items, plan.capacity);
+        if (plan.count > plan.capacity) return false;
         plan.num_merges = 0;
         for (int32_t item = 0; item < plan.count; ++item)
             if (plan.items[item].parts > 1) plan.merges[plan.num_merges++] = item;
@@ -320,6 +316,7 @@ void Runtime::plan(const Batch& step) {
     }
     for (int32_t i = 0; i < program.num_ops; ++i) plan_op(i);
     for (int32_t thread = 0; thread < threads; ++thread) locals[thread].prepared_for = -1;
+    return true;
 }
 
 // `items` things in at most `count` chunks.
@@ -707,7 +704,7 @@ void pio_runtime_free(Runtime* runtime) {
 int32_t pio_runtime_step(Runtime* runtime, const Batch* batch) {
     if (batch->num_tokens > runtime->program.max_tokens || batch->num_logits > runtime->program.max_tokens) return -1;
     if (batch->num_tokens < 1) return 0;
-    runtime->plan(*batch);
+    if (!runtime->plan(*batch)) return -1;
     team_run(runtime->team, runtime->chunks, runtime->num_phases, run_chunk, runtime);
     return 0;
 }

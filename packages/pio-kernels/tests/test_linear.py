@@ -40,15 +40,15 @@ class Norm(ctypes.Structure):
     _fields_ = (("weight", ctypes.c_void_p), ("eps", ctypes.c_float), ("offset", ctypes.c_float))
 
 
+QUANT_BLOCK = np.dtype([("values", "i1", 32), ("scale", "<f4"), ("offset", "<f4"), ("sums", "<i4", 2)])
+
+
 class Rows(ctypes.Structure):
     _fields_ = (
         ("count", ctypes.c_int32),
         ("columns", ctypes.c_int32),
         ("stride", ctypes.c_int32),
-        ("values", ctypes.c_void_p),
-        ("scales", ctypes.c_void_p),
-        ("offsets", ctypes.c_void_p),
-        ("sums", ctypes.c_void_p),
+        ("blocks", ctypes.c_void_p),
         ("bf16", ctypes.c_void_p),
         ("f32", ctypes.c_void_p),
     )
@@ -214,18 +214,19 @@ class Prepared:
     def __init__(self, kernels: Kernels, x: NDArray[np.float32]) -> None:
         self.count, self.columns = x.shape
         self.stride = -(-self.columns // 32) * 32
-        self.values = np.full((self.count, self.stride), 77, np.int8)
-        self.scales = np.full((self.count, self.stride // 32), np.nan, np.float32)
-        self.offsets = np.full_like(self.scales, np.nan)
-        self.sums = np.full((self.count, self.stride // 16), 7777, np.int32)
+        self.blocks = np.empty((self.count, self.stride // 32), QUANT_BLOCK)
+        self.blocks[:] = (77, np.nan, np.nan, 7777)
         self.bf16 = np.full((self.count, self.stride), 0x7FC0, np.uint16)
         self.f32 = np.full((self.count, self.stride), np.nan, np.float32)
-        arrays = (self.values, self.scales, self.offsets, self.sums, self.bf16, self.f32)
+        arrays = (self.blocks, self.bf16, self.f32)
         self.rows = Rows(self.count, self.columns, self.stride, *(array.ctypes.data for array in arrays))
         for row in range(self.count):
             # Its own memory, so that reading past the row's end shows in sanitizers.
             inputs = x[row].copy()
             kernels.prepare(inputs.ctypes.data, 7, row, self.rows)
+        self.values = self.blocks["values"].reshape(self.count, self.stride)
+        self.scales, self.offsets = self.blocks["scale"], self.blocks["offset"]
+        self.sums = self.blocks["sums"].reshape(self.count, self.stride // 16)
 
     def terms(self, matrix: Matrix, rows: NDArray[np.int64]) -> Terms:
         """W x of (chosen rows, outputs), in double precision from what the arrays hold."""

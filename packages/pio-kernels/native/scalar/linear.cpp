@@ -20,13 +20,13 @@ float tile_product(uint32_t format, const uint8_t* tile, int r, const Rows& x, i
         }
         return y;
     }
-    const int64_t at = row * (x.stride / 32) + block;
+    const QuantBlock& input = x.blocks[row * (x.stride / 32) + block];
     for (int half = 0; half < 2; ++half) {
         int32_t sum = 0;
-        for (int k = 16 * half; k < 16 * half + 16; ++k) sum += quant(format, tile, r, k) * x.values[first + k];
-        y += scale(format, tile, r, 16 * half) * x.scales[at] * static_cast<float>(sum);
+        for (int k = 16 * half; k < 16 * half + 16; ++k) sum += quant(format, tile, r, k) * input.values[k];
+        y += scale(format, tile, r, 16 * half) * input.scale * static_cast<float>(sum);
     }
-    return has_minima(format) ? y + number(format, tile, r, 1) * x.offsets[at] : y;
+    return has_minima(format) ? y + number(format, tile, r, 1) * input.offset : y;
 }
 
 // W x + b for output 16 * strip + r

@@ -15,16 +15,14 @@ void prepare_int8(const float* x, int32_t row, int32_t block, Rows& out) {
     }
     const bool quantised = finite && magnitude >= kSmallestBlock;
     const float inverse = quantised ? 127.0f / magnitude : 0.0f;
-    const int64_t at = static_cast<int64_t>(row) * (out.stride / 32) + block;
-    int8_t* values = out.values + 32 * at;
-    int32_t* sums = out.sums + 2 * at;
-    sums[0] = sums[1] = 0;
+    QuantBlock& to = out.blocks[static_cast<int64_t>(row) * (out.stride / 32) + block];
+    to.sums[0] = to.sums[1] = 0;
     for (int i = 0; i < 32; ++i) {
-        values[i] = quantised ? static_cast<int8_t>(round_to_even(x[i] * inverse)) : int8_t{0};
-        sums[i / 16] += values[i];
+        to.values[i] = quantised ? static_cast<int8_t>(round_to_even(x[i] * inverse)) : int8_t{0};
+        to.sums[i / 16] += to.values[i];
     }
-    out.scales[at] = quantised ? magnitude / 127.0f : finite ? 0.0f : __builtin_nanf("");
-    out.offsets[at] = out.scales[at] * static_cast<float>(sums[0] + sums[1]);
+    to.scale = quantised ? magnitude / 127.0f : finite ? 0.0f : __builtin_nanf("");
+    to.offset = to.scale * static_cast<float>(to.sums[0] + to.sums[1]);
 }
 
 }  // namespace

@@ -93,24 +93,21 @@ PIO_UNROLL
 
 // --- Sums of one strip -----------------------------------------------------------------------------------------------
 
-// acc += tile x, over block `block` of row `row`
+// acc += tile x, over one block of a row
 template <uint32_t Format>
-PIO_INLINE F32x16 add_block(const Tile& tile, const Rows& x, int64_t row, int32_t block, F32x16 acc) {
+PIO_INLINE F32x16 add_block(const Tile& tile, const QuantBlock& x, F32x16 acc) {
     using Traits = TileTraits<Format>;
-    const int64_t at = row * (x.stride / 32) + block;
-    const int8_t* values = x.values + row * x.stride + 32 * block;
-    const int32_t* sums = x.sums + 2 * at;
-    const F32x16 scale = broadcast(x.scales[at]);
+    const F32x16 scale = broadcast(x.scale);
     if constexpr (Traits::kHalves) {
-        const I32x16 low = dot<Traits::kBits, 4>(tile.quants, values, broadcast(-Traits::kZero * sums[0]));
-        const I32x16 high = dot<Traits::kBits, 4>(tile.quants + 4, values + 16, broadcast(-Traits::kZero * sums[1]));
+        const I32x16 low = dot<Traits::kBits, 4>(tile.quants, x.values, broadcast(-Traits::kZero * x.sums[0]));
+        const I32x16 high = dot<Traits::kBits, 4>(tile.quants + 4, x.values + 16, broadcast(-Traits::kZero * x.sums[1]));
         const F32x16 both = multiply_add(to_float(low), tile.scale, multiply(to_float(high), tile.second));
         return multiply_add(both, scale, acc);
     } else {
-        const I32x16 start = broadcast(Traits::kZero == 0 ? 0 : -Traits::kZero * (sums[0] + sums[1]));
-        const I32x16 product = dot<Traits::kBits, 8>(tile.quants, values, start);
+        const I32x16 start = broadcast(Traits::kZero == 0 ? 0 : -Traits::kZero * (x.sums[0] + x.sums[1]));
+        const I32x16 product = dot<Traits::kBits, 8>(tile.quants, x.values, start);
         acc = multiply_add(to_float(product), multiply(tile.scale, scale), acc);
-        if constexpr (Traits::kMinima) acc = multiply_add(tile.second, broadcast(x.offsets[at]), acc);
+        if constexpr (Traits::kMinima) acc = multiply_add(tile.second, broadcast(x.offset), acc);
         return acc;
     }
 }
@@ -122,26 +119,43 @@ PIO_UNROLL
     for (int i = 0; i < Bytes; i += 64) prefetch(bytes + kPrefetchBytes + i);
 }
 
+// The sums below keep rows' addresses and accumulators in variables of their own: what a caller's array holds, the
+// compiler would have to write back after each tile.
+
 template <uint32_t Format, int M>
-void sum_quantised(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* acc) {
+PIO_INLINE void sum_quantised(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* sums) {
     constexpr int kBytes = TileTraits<Format>::kBytes;
     const int32_t blocks = x.stride / 32;
+    const QuantBlock* inputs[M];
+    F32x16 acc[M];
+    for (int m = 0; m < M; ++m) {
+        inputs[m] = x.blocks + rows[m] * blocks;
+        acc[m] = zeros();
+    }
     for (int32_t block = 0; block < blocks; ++block, strip += kBytes) {
         prefetch_tile<kBytes>(strip);
         const Tile tile = unpack<Format>(strip);
-PIO_UNROLL
-        for (int m = 0; m < M; ++m) acc[m] = add_block<Format>(tile, x, rows[m], block, acc[m]);
+#pragma unroll
+        for (int m = 0; m < M; ++m) acc[m] = add_block<Format>(tile, inputs[m][block], acc[m]);
     }
+    for (int m = 0; m < M; ++m) sums[m] = acc[m];
 }
 
 template <int M>
-void sum_bf16(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* acc) {
+PIO_INLINE void sum_bf16(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* sums) {
+    const uint16_t* inputs[M];
+    F32x16 acc[M];
+    for (int m = 0; m < M; ++m) {
+        inputs[m] = x.bf16 + rows[m] * x.stride;
+        acc[m] = zeros();
+    }
     for (int32_t i = 0; i < x.stride; i += 2, strip += 64) {
         prefetch(strip + kPrefetchBytes);
         const Bytes64 w = load_bytes(strip);
-PIO_UNROLL
-        for (int m = 0; m < M; ++m) acc[m] = dot_bf16(acc[m], w, x.bf16 + rows[m] * x.stride + i);
+#pragma unroll
+        for (int m = 0; m < M; ++m) acc[m] = dot_bf16(acc[m], w, inputs[m] + i);
     }
+    for (int m = 0; m < M; ++m) sums[m] = acc[m];
 }
 
 template <uint32_t Format>
@@ -151,29 +165,33 @@ PIO_INLINE F32x16 load_weights(const uint8_t* weights) {
 }
 
 template <uint32_t Format, int M>
-void sum_float(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* acc) {
+PIO_INLINE void sum_float(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* sums) {
     constexpr int kBytes = TileTraits<Format>::kBytes / kTileInputs;
+    const float* inputs[M];
+    F32x16 acc[M];
+    for (int m = 0; m < M; ++m) {
+        inputs[m] = x.f32 + rows[m] * x.stride;
+        acc[m] = zeros();
+    }
     for (int32_t i = 0; i < x.stride; ++i, strip += kBytes) {
         prefetch(strip + kPrefetchBytes);
         const F32x16 w = load_weights<Format>(strip);
-PIO_UNROLL
-        for (int m = 0; m < M; ++m) acc[m] = multiply_add(w, broadcast(x.f32[rows[m] * x.stride + i]), acc[m]);
+#pragma unroll
+        for (int m = 0; m < M; ++m) acc[m] = multiply_add(w, broadcast(inputs[m][i]), acc[m]);
     }
+    for (int m = 0; m < M; ++m) sums[m] = acc[m];
 }
 
 // sums[m] = W x[rows[m]] for the sixteen outputs of a strip
 template <uint32_t Format, int M>
 __attribute__((noinline)) void strip_product(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* sums) {
-    F32x16 acc[M];
-    for (int m = 0; m < M; ++m) acc[m] = zeros();
     if constexpr (TileTraits<Format>::kQuantised) {
-        sum_quantised<Format, M>(strip, x, rows, acc);
+        sum_quantised<Format, M>(strip, x, rows, sums);
     } else if constexpr (Format == kTileBF16) {
-        sum_bf16<M>(strip, x, rows, acc);
+        sum_bf16<M>(strip, x, rows, sums);
     } else {
-        sum_float<Format, M>(strip, x, rows, acc);
+        sum_float<Format, M>(strip, x, rows, sums);
     }
-    for (int m = 0; m < M; ++m) sums[m] = acc[m];
 }
 
 template <int M>

@@ -51,14 +51,13 @@ PIO_INLINE void prepare_int8(F32x16 low, F32x16 high, int32_t row, int32_t block
     const I32x16 low_values = quantised ? to_int(multiply(low, inverse)) : broadcast(int32_t{0});
     const I32x16 high_values = quantised ? to_int(multiply(high, inverse)) : broadcast(int32_t{0});
     const float scale = quantised ? magnitude / 127.0f : finite ? 0.0f : __builtin_nanf("");
-    const int64_t first_value = static_cast<int64_t>(row) * out.stride + 32 * block;
-    const int64_t at = static_cast<int64_t>(row) * (out.stride / 32) + block;
-    store_int8(out.values + first_value, low_values);
-    store_int8(out.values + first_value + 16, high_values);
-    out.sums[2 * at] = sum(low_values);
-    out.sums[2 * at + 1] = sum(high_values);
-    out.scales[at] = scale;
-    out.offsets[at] = scale * static_cast<float>(out.sums[2 * at] + out.sums[2 * at + 1]);
+    QuantBlock& to = out.blocks[static_cast<int64_t>(row) * (out.stride / 32) + block];
+    store_int8(to.values, low_values);
+    store_int8(to.values + 16, high_values);
+    to.sums[0] = sum(low_values);
+    to.sums[1] = sum(high_values);
+    to.scale = scale;
+    to.offset = scale * static_cast<float>(to.sums[0] + to.sums[1]);
 }
 
 inline void prepare(const float* x, uint32_t kinds, int32_t row, Rows& out) {

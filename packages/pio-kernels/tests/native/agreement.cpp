@@ -26,16 +26,13 @@ uint32_t random_bits() {
 float random_number() { return static_cast<float>(static_cast<int32_t>(random_bits())) / 2147483648.0f; }
 
 struct Arrays {
-    int8_t values[kCount * kMaxColumns];
-    float scales[kCount * kMaxColumns / 32];
-    float offsets[kCount * kMaxColumns / 32];
-    int32_t sums[kCount * kMaxColumns / 16];
+    pio::QuantBlock blocks[kCount * kMaxColumns / 32];
     uint16_t bf16[kCount * kMaxColumns];
     float f32[kCount * kMaxColumns];
 
     pio::Rows rows(int columns) {
         const int stride = (columns + 31) / 32 * 32;
-        return {kCount, columns, stride, values, scales, offsets, sums, bf16, f32};
+        return {kCount, columns, stride, blocks, bf16, f32};
     }
 };
 
@@ -106,9 +103,8 @@ bool rows_agree(const pio::Kernels& plain, const pio::Kernels& vector, int colum
         vector.prepare(x + row * columns, 7, row, b);
     }
     const size_t n = static_cast<size_t>(kCount) * static_cast<size_t>(a.stride);
-    if (!same("values", a.values, b.values, n) || !same("scales", a.scales, b.scales, n / 8) ||
-        !same("offsets", a.offsets, b.offsets, n / 8) || !same("sums", a.sums, b.sums, n / 4) ||
-        !same("bf16", a.bf16, b.bf16, 2 * n) || !same("f32", a.f32, b.f32, 4 * n)) {
+    if (!same("blocks", a.blocks, b.blocks, n / 32 * sizeof(pio::QuantBlock)) || !same("bf16", a.bf16, b.bf16, 2 * n) ||
+        !same("f32", a.f32, b.f32, 4 * n)) {
         return false;
     }
     const Norm norm = {x + columns, 1e-5f, 1.0f};
