@@ -13,7 +13,7 @@ from inference_pio.benchmarks._gen_case import Case
 from inference_pio.benchmarks._limits import Limits
 from inference_pio.benchmarks._llama_cpp import LlamaCpp
 from inference_pio.benchmarks._peers import LONG, Row, burning_core, compare, plan_groups
-from inference_pio.benchmarks._peers_command import _kept, _ratio, main_encoding
+from inference_pio.benchmarks._peers_command import _kept, _ratio
 from inference_pio.benchmarks._rivals import CaseGroup, LlamaCppSide
 from inference_pio.benchmarks._statistics import Ratio
 from inference_pio.interfaces import BrokenDependencyError, InvalidRequestError
@@ -52,6 +52,7 @@ class FakeSide:
     log: list[tuple[str, str, int]]
     speeds: list[float] = field(default_factory=lambda: [10.0])
     engine: str = "fake"
+    executor: str = "fake"
     format: str = "none"
     missing: tuple[Case, ...] = ()
 
@@ -200,7 +201,10 @@ def test_ratios_are_told_with_their_interval(ratio, text):
 def test_the_format_of_a_file_is_that_of_most_weights(tiny_gguf):
     """Matrices outweigh norms."""
     from inference_pio.benchmarks._gen_executor import open_model
+    from inference_pio.benchmarks._gen_report import arithmetic, main_encoding
 
+    assert arithmetic("native", "Q8_0") == arithmetic("llama.cpp", "Q4_0") == "int8"
+    assert arithmetic("torch", "Q8_0") is arithmetic("native", "BF16") is None
     assert main_encoding(open_model(tiny_gguf)) == "Q8_0"
 
 
@@ -220,6 +224,7 @@ def test_a_whole_comparison_with_a_rival_that_is_a_script(pio_bench, tiny_gguf, 
     assert results["decode, batch 2, 1 thread: llama.cpp Q8_0"]["values"] == pytest.approx([20.0])
     ours = results["prefill 64, 1 thread: ours"]
     assert ours["details"]["engine"] == "ours"
+    assert done.json["settings"]["executor_used"] == "torch"
     assert ours["ops_per_unit"] > 0
     ratio = results["prefill 64, 1 thread: ours over llama.cpp Q4_0"]
     assert ratio["values"] == pytest.approx([ours["values"][0] / 100])

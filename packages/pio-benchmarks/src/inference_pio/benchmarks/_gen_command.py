@@ -142,7 +142,7 @@ def _measure(
 ) -> list[Measurement]:
     """All cases on one number of threads, in a process of its own."""
     from inference_pio.benchmarks._gen_process import run_worker
-    from inference_pio.benchmarks._gen_report import speed
+    from inference_pio.benchmarks._gen_report import arithmetic, main_encoding, speed
     from inference_pio.benchmarks._text import transient
 
     what = f"{threads} thread{'s' * (threads > 1)}"
@@ -159,7 +159,10 @@ def _measure(
             checkpoint,
             name=f"{case.name}, {what}",
             threads=threads,
-            details={"engine": result.executor},
+            details={
+                "engine": result.executor,
+                "arithmetic": arithmetic(result.executor, main_encoding(checkpoint)),
+            },
         )
         for case, values in result.values.items()
     ]

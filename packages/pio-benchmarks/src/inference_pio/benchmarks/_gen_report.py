@@ -43,6 +43,26 @@ def find_checkpoint(model: str) -> Checkpoint:
     return open_model(model)
 
 
+def main_encoding(checkpoint: Checkpoint) -> str:
+    """The format that holds most of the model's weights."""
+    held: dict[str, int] = {}
+    for name in checkpoint.source:
+        info = checkpoint.source.info(name)
+        held[info.encoding] = held.get(info.encoding, 0) + info.numel
+    return max(held, key=lambda encoding: held[encoding])
+
+
+def arithmetic(executor: str, encoding: str) -> Scalar:
+    """What limit operations are held to: the native executor and llama.cpp multiply quantised weights as int8.
+
+    Args:
+        executor: ``"native"``, ``"llama.cpp"``, or another, of which nothing is known.
+        encoding: Format of the weights.
+    """
+    quantised = encoding not in {"F32", "F16", "BF16"}
+    return "int8" if executor in {"native", "llama.cpp"} and quantised else None
+
+
 def speed(
     case: Case,
     values: Sequence[float],

@@ -104,6 +104,7 @@ def peers(
     comparison = compare(sides, groups, counts, rounds=rounds, progress=transient, after_round=check)
     transient("")
     settings: dict[str, Scalar] = {"model": shape or checkpoint.name, "executor": executor, "dtype": dtype}
+    settings |= {"executor_used": sides[0].executor}
     settings |= {"rounds": rounds, "cases": cases, "llama_cpp": None if build is None else build.version}
     measurements = to_measurements(comparison, checkpoint)
     record = make_record(
@@ -137,13 +138,13 @@ def _sides(
     progress: Callable[[str], None],
 ) -> list[Side]:
     """Ours first; llama.cpp with the file itself and as Q4_0, once where that is the same."""
-    from inference_pio.benchmarks._gen_report import benchmark_cache
+    from inference_pio.benchmarks._gen_report import benchmark_cache, main_encoding
     from inference_pio.benchmarks._llama_cpp import quantise_q4_0
     from inference_pio.benchmarks._rivals import TRANSFORMERS_WORKER, LlamaCppSide, WorkerSide
 
     path, stored = checkpoint.path, main_encoding(checkpoint)
     sides: list[Side] = [
-        WorkerSide(name="ours", engine="ours", format=stored, model=str(path), executor=executor, dtype=dtype)
+        WorkerSide(name="ours", engine="ours", format=stored, model=str(path), asked=executor, dtype=dtype)
     ]
     if build is not None:
         fastest = path if stored == "Q4_0" else quantise_q4_0(build, path, benchmark_cache(), progress)
@@ -165,18 +166,9 @@ def _sides(
     return sides
 
 
-def main_encoding(checkpoint: Checkpoint) -> str:
-    """The format that holds most of the model's weights."""
-    held: dict[str, int] = {}
-    for name in checkpoint.source:
-        info = checkpoint.source.info(name)
-        held[info.encoding] = held.get(info.encoding, 0) + info.numel
-    return max(held, key=lambda encoding: held[encoding])
-
-
 def to_measurements(comparison: Comparison, checkpoint: Checkpoint) -> list[Measurement]:
     """Speeds of every side, and per round how many times as fast the first is as each other."""
-    from inference_pio.benchmarks._gen_report import speed
+    from inference_pio.benchmarks._gen_report import arithmetic, speed
     from inference_pio.benchmarks._record import Measurement
 
     own, *rivals = comparison.sides
@@ -184,7 +176,12 @@ def to_measurements(comparison: Comparison, checkpoint: Checkpoint) -> list[Meas
     for row, values in comparison.rows.items():
         for side in comparison.sides:
             if side.name in values:
-                details: dict[str, Scalar] = {"engine": side.engine, "format": side.format, "busy": row.busy}
+                details: dict[str, Scalar] = {
+                    "engine": side.engine,
+                    "format": side.format,
+                    "busy": row.busy,
+                    "arithmetic": arithmetic(side.executor, side.format),
+                }
                 name = f"{row.name}: {side.name}"
                 speeds = values[side.name]
                 found.append(speed(row.case, speeds, checkpoint, name=name, threads=row.threads, details=details))
@@ -202,6 +199,7 @@ def _show(comparison: Comparison, measurements: Sequence[Measurement], limits: S
     from inference_pio.benchmarks._text import number, table, write
 
     own, *rivals = comparison.sides
+    write(f"ours: the {own.executor} executor")
     by_name = {measurement.name: measurement for measurement in measurements}
     heads = ["TOKENS/s", own.name, "OF LIMIT", *(head for side in rivals for head in (side.name, "RATIO"))]
     rows = []

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from inference_pio.benchmarks._gen_process import run_worker
+from inference_pio.benchmarks._gen_process import WORKER, run_worker
 from inference_pio.benchmarks._llama_cpp import run_program
 from inference_pio.benchmarks._llama_cpp_output import batched_arguments, bench_arguments, parse_batched, parse_bench
 from inference_pio.benchmarks._statistics import median
@@ -53,6 +53,10 @@ class Side(Protocol):
     def format(self) -> str:
         """How it holds the weights: ``"Q4_1"``, ``"bfloat16"``, ..."""
 
+    @property
+    def executor(self) -> str:
+        """What computes: ``"native"``, ``"torch"``, ``"llama.cpp"``, ...; of ours it is known once it has measured."""
+
     def measure(self, group: CaseGroup, threads: int) -> dict[Case, float]:
         """Tokens per second of each case of ``group``; a case that the side cannot run is left out.
 
@@ -70,7 +74,7 @@ class WorkerSide:
         engine: As in :class:`Side`.
         format: As in :class:`Side`.
         model: What to load.
-        executor: Of our engine.
+        asked: The executor as :func:`~._gen_executor.build_executor` takes it.
         dtype: Of the weights, where the executor gives a choice.
         module: The worker.
     """
@@ -79,9 +83,15 @@ class WorkerSide:
     engine: str
     format: str
     model: str
-    executor: str = "auto"
+    asked: str = "auto"
     dtype: str = "auto"
-    module: str = "inference_pio.benchmarks._gen_worker"
+    module: str = WORKER
+    _used: list[str] = field(default_factory=list, repr=False)
+
+    @property
+    def executor(self) -> str:
+        """As in :class:`Side`: what the last worker said, or what was asked for before there was one."""
+        return self._used[-1] if self._used else self.asked
 
     def measure(self, group: CaseGroup, threads: int) -> dict[Case, float]:
         """As :meth:`Side.measure`."""
@@ -89,12 +99,13 @@ class WorkerSide:
             self.model,
             group.cases,
             threads=threads,
-            executor=self.executor,
+            executor=self.asked,
             dtype=self.dtype,
             repeats=group.repeats,
             warm_up=group.warm_up,
             module=self.module,
         )
+        self._used[:] = [result.executor]
         return {case: median(values) for case, values in result.values.items() if values}
 
 
@@ -108,6 +119,7 @@ class LlamaCppSide:
         model: A GGUF file.
         build: Its programs.
         engine: As in :class:`Side`.
+        executor: As in :class:`Side`.
     """
 
     name: str
@@ -115,6 +127,7 @@ class LlamaCppSide:
     model: Path
     build: LlamaCpp
     engine: str = "llama.cpp"
+    executor: str = "llama.cpp"
 
     def measure(self, group: CaseGroup, threads: int) -> dict[Case, float]:
         """As :meth:`Side.measure`."""
