@@ -87,7 +87,7 @@ class MemorySource:
     def packed(self, name: str) -> NDArray[np.uint8]:
         return self.tensors[name][1]
 
-    def array(self, name: str) -> None:
+    def array(self, name: str) -> None:  # noqa: ARG002 - the contract names it
         return None
 
     def decode(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Programs on the native library against the interpreter, over random ragged steps, for every usable instruction set."""
+"""Programs on the native library against the interpreter, over random ragged steps, for each instruction set."""
 
 from __future__ import annotations
 
