@@ -6,8 +6,9 @@ What counts as declared:
   top of a file or inside a function (where what only an extra brings may stand, :mod:`rules_extras` says). An import
   under ``if TYPE_CHECKING`` never runs: of a third party it is free (that is how the contracts describe tensors without
   needing torch), of a sibling it is declared like any other.
-- A dependency must be imported somewhere. Two kinds work without: model plugins, which are found by entry point, and
-  numpy beside torch, which needs it for every array that crosses over and does not depend on it.
+- A dependency must be imported somewhere. Three kinds work without: model plugins, which are found by entry point;
+  numpy beside torch, which needs it for every array that crosses over and does not depend on it; and what is run as a
+  program, which ``programs`` of ``[tool.pio]`` names.
 - Tests and benchmarks may import all that and the dependency groups. What they reach for in a ``try`` with ``except
   ImportError``, or by ``importorskip``, need not be declared: they go on without it.
 """
@@ -69,11 +70,11 @@ def check_source_imports(member: Member, workspace: Workspace) -> Iterator[Probl
             what = f"imports {found.module}, and {member.name} does not declare {distribution}"
             yield Problem(path, what, "declare it in [project] dependencies or an extra", found.line)
     path = member.folder / "pyproject.toml"
-    for name in sorted(needed - imported):
+    for name in sorted(needed - imported - member.programs):
         if name.startswith(_PLUGIN_PREFIX) or (name == "numpy" and "torch" in needed):
             continue
         yield Problem(path, f"declares {name}, which nothing under src/ imports", "remove it")
-    for name in sorted(optional - imported - needed - workspace.members.keys()):
+    for name in sorted(optional - imported - needed - workspace.members.keys() - member.programs):
         yield Problem(path, f"an extra declares {name}, which nothing under src/ imports", "remove it")
 
 

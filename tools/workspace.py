@@ -59,6 +59,12 @@ class Member:
         return {module: str(extra) for module, extra in table(self.document, "tool", "pio", "extra-modules").items()}
 
     @property
+    def programs(self) -> frozenset[str]:
+        """Canonical names of distributions that it runs as programs: ``programs`` of ``[tool.pio]``."""
+        names = table(self.document, "tool", "pio").get("programs", [])
+        return frozenset(canonicalize_name(str(name)) for name in names) if isinstance(names, list) else frozenset()
+
+    @property
     def leaves(self) -> tuple[str, ...]:
         """Import names of the portions it brings, such as ``inference_pio.attention``; exactly one when all is well."""
         namespace = self.folder / "src" / NAMESPACE

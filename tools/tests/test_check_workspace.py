@@ -253,6 +253,15 @@ def test_the_table_names_modules_and_extras_that_are_there(toy):
     ]
 
 
+def test_a_program_is_run_and_not_imported(toy):
+    """A distribution that is needed for the program it brings is declared as such."""
+    extras = '[project.optional-dependencies]\nbuild = ["CMake>=4"]\n'
+    toy.add("pio-fast", extras=extras)
+    assert len(found(toy)) == 1
+    toy.replace("packages/pio-fast/pyproject.toml", extras, f'{extras}[tool.pio]\nprograms = ["cmake"]\n')
+    assert found(toy) == []
+
+
 def test_an_unused_dependency_is_found(toy):
     """A dependency that nothing imports is found, except plugins and numpy beside torch."""
     toy.write(f"{TOP}/src/inference_pio/top/__init__.py", "import torch\n")
