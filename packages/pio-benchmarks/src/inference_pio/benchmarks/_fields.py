@@ -18,6 +18,9 @@ Typed = TypeVar("Typed")
 MAX_BYTES = 16 << 20
 """Records are some kilobytes; what is a thousand times larger is something else."""
 
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Of the magnitudes of numbers but 0, so that products and ratios of them stay finite."""
+
 _NAMES = {str: "a string", int: "an integer", float: "a number", bool: "true or false", dict: "an object"}
 
 
@@ -135,8 +138,8 @@ class Fields:
         """``values``, held to be strings, finite numbers, true, false or null."""
         found: dict[str, Scalar] = {}
         for name, value in values.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                self.fail("is not finite", f"{place}.{name}")
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._finite(value, f"{place}.{name}")
             if value is not None and not isinstance(value, (str, int, float)):
                 self.fail(f"is {_shown(value)}, neither text, number, true, false nor null", f"{place}.{name}")
             found[name] = value
@@ -155,7 +158,11 @@ class Fields:
             number = float(value)
         except OverflowError:
             self.fail("is too large", key)
-        return number if math.isfinite(number) else self.fail("is not finite", key)
+        if not math.isfinite(number):
+            self.fail("is not finite", key)
+        if number and not SMALLEST <= abs(number) <= LARGEST:
+            self.fail(f"is {number:g}, whose magnitude is not between {SMALLEST:g} and {LARGEST:g}", key)
+        return number
 
 
 def read_object(path: Path) -> Fields:
@@ -182,6 +189,7 @@ def read_object(path: Path) -> Fields:
 
     try:
         value: object = json.loads(data.decode("utf-8"), parse_constant=constant, object_pairs_hook=unique)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair could not be written anywhere
     except RecursionError as error:
         raise MalformedFileError(path, "document", "is nested too deeply") from error
     except ValueError as error:  # of json, of UTF-8, of integers with thousands of digits, and the two above

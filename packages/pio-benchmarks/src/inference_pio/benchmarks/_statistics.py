@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy as np
 
 RESAMPLES = 10_000
 
@@ -61,6 +61,8 @@ def summarize(values: Sequence[float]) -> Summary:
     Raises:
         ValueError: There are none, or one is not finite.
     """
+    import numpy as np
+
     array = _array("values", values)
     minimum, lower, median, upper, maximum = np.quantile(array, [0, 0.25, 0.5, 0.75, 1]).tolist()
     return Summary(median, minimum, maximum, lower, upper, len(array))
@@ -72,6 +74,8 @@ def median(values: Sequence[float]) -> float:
     Raises:
         ValueError: There are none, or one is not finite.
     """
+    import numpy as np
+
     return float(np.median(_array("values", values)))
 
 
@@ -102,6 +106,8 @@ def ratio_of_medians(
     Raises:
         ValueError: A side is empty or not positive, pairs do not match, or ``confidence`` is no share.
     """
+    import numpy as np
+
     top, bottom = _positive("numerators", numerators), _positive("denominators", denominators)
     if paired and len(top) != len(bottom):
         raise ValueError(f"paired rounds need as many values on both sides, not {len(top)} and {len(bottom)}")
@@ -119,6 +125,8 @@ def ratio_of_medians(
 
 
 def _array(name: str, values: Sequence[float]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    import numpy as np
+
     if not values:
         raise ValueError(f"{name} is empty")
     for value in values:
