@@ -31,6 +31,7 @@ PAGE_SIZE_MULTIPLE = 16
 """Pages hold whole blocks of this many tokens."""
 HEAD_SIZE_MULTIPLE = 8
 
+_ALIGNMENT = 64  # bytes, of a layer's part of a page
 _KV_FORMATS = {"f16": 0, "bf16": 1, "int8": 2, "f32": 3}
 
 
@@ -105,7 +106,7 @@ class Runtime:
         self._page_size = page_size
         self._vocab_size = program.vocab_size
         self._max_tokens = max_tokens
-        self._pages: dict[int, NDArray[np.uint8]] = {}
+        self._pages: list[NDArray[np.uint8]] = []  # of each group, (pages, bytes)
         layers = self._make_caches(program, caches, kv_format)
         self._windows = _windows(program, layer_groups)
         self._native = NativeProgram(program, parameters, layers, max_tokens=max_tokens)
@@ -132,7 +133,7 @@ class Runtime:
     @property
     def nbytes(self) -> int:
         """Size of the cache, in bytes."""
-        return sum(pages.nbytes for pages in self._pages.values())
+        return sum(pages.nbytes for pages in self._pages)
 
     def step(self, batch: StepBatch) -> NDArray[np.float32]:
         """Logits (R, V) of the rows that ``batch`` asks for; keys and values of its tokens are stored.
@@ -213,9 +214,9 @@ class Runtime:
         for page in (*sources, *targets):
             if not 0 <= page < self._num_pages[group]:
                 raise ValueError(f"group {group} has pages 0..{self._num_pages[group] - 1}, not {page}")
-        for layer in self._groups[group].layers:
-            for source, target in zip(sources, targets, strict=True):
-                self._pages[layer][target] = self._pages[layer][source]
+        pages = self._pages[group]
+        for source, target in zip(sources, targets, strict=True):
+            pages[target] = pages[source]
 
     def close(self) -> None:
         """Give threads, cache and intermediate memory back. Harmless when called twice."""
@@ -231,22 +232,32 @@ class Runtime:
     def _make_caches(
         self, program: Program, caches: Sequence[CacheGroup], kv_format: KVFormat
     ) -> dict[int, LayerCacheStruct]:
-        """Take memory for each layer's pages; what the native runtime must know of them, by layer."""
+        """Take memory for the pages; what the native runtime must know of each layer's, by layer.
+
+        A page holds the keys and values of all layers of its group, one layer after the other: a short sequence touches
+        few (huge) pages of the system, and a page is copied as one piece.
+        """
         group_of = {layer: index for index, group in enumerate(self._groups) for layer in group.layers}
-        structs: dict[int, LayerCacheStruct] = {}
+        sizes: list[dict[int, int]] = [{} for _ in self._groups]
         for op in program.ops:
             if not isinstance(op, Attention):
                 continue
-            if op.layer not in group_of or op.layer in structs:
-                problem = "twice in the program" if op.layer in structs else f"in none of {len(self._groups)} groups"
+            if op.layer not in group_of or op.layer in sizes[group_of[op.layer]]:
+                problem = "twice in the program" if op.layer in group_of else f"in none of {len(self._groups)} groups"
                 raise ValueError(f"layer {op.layer} is {problem}")
-            group = group_of[op.layer]
             size = page_bytes(kv_format, self._page_size, op.kv_heads, op.head_size)
-            memory = allocate(caches[group].num_pages * size, f"keys and values of layer {op.layer}")
-            self._pages[op.layer] = memory.reshape(caches[group].num_pages, size)
-            structs[op.layer] = LayerCacheStruct(
-                memory.ctypes.data, size, _KV_FORMATS[kv_format], group, self._page_size, 0
-            )
+            sizes[group_of[op.layer]][op.layer] = -(-size // _ALIGNMENT) * _ALIGNMENT
+        structs: dict[int, LayerCacheStruct] = {}
+        for group, (layers, cache) in enumerate(zip(sizes, caches, strict=True)):
+            stride = sum(layers.values())
+            pages = allocate(cache.num_pages * stride, f"the {cache.num_pages} pages of group {group}")
+            self._pages.append(pages.reshape(cache.num_pages, stride))
+            offset = 0
+            for layer, size in layers.items():
+                structs[layer] = LayerCacheStruct(
+                    pages.ctypes.data + offset, stride, _KV_FORMATS[kv_format], group, self._page_size, 0
+                )
+                offset += size
         return structs
 
 
