@@ -292,10 +292,10 @@ bool Runtime::set_up_attention() {
         if (found < num_plans) continue;
         AttentionPlan& plan = plans[num_plans++];
         plan.op = op;
-        plan.capacity = (program.max_tokens + kChunksPerThread * threads) * op->kv_heads;
+        plan.capacity = program.max_tokens * op->kv_heads + attention_partials(threads);
         plan.items = arena.take<AttentionItem>(plan.capacity);
         plan.merges = arena.take<int32_t>(plan.capacity);
-        plan.partials = arena.take<float>(plan.capacity * attention_partial(*op));
+        plan.partials = arena.take<float>(attention_partials(threads) * attention_partial(*op));
     }
     return !arena.failed;
 }

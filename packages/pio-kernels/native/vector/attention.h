@@ -17,7 +17,8 @@
 //   keys [4 blocks][D / 2][16][2], values [32][W][2]
 //
 // each of which a product takes two at a time. That rounds queries, keys and weights to 8 bits of mantissa; sums stay
-// float32. A score is then within 2^-8 sum_d |q_d k_d| of the exact one, and mostly within a tenth of that.
+// float32. A score is then within 2^-8 sum_d |q_d k_d| of the exact one, and mostly within a tenth of that. A float32 cache
+// is read as it is, by few queries and by many: its products are float32.
 #pragma once
 
 #include "attention_simd.h"
