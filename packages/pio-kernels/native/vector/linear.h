@@ -135,7 +135,7 @@ PIO_INLINE void sum_quantised(const uint8_t* strip, const Rows& x, const int64_t
     for (int32_t block = 0; block < blocks; ++block, strip += kBytes) {
         prefetch_tile<kBytes>(strip);
         const Tile tile = unpack<Format>(strip);
-#pragma unroll
+PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = add_block<Format>(tile, inputs[m][block], acc[m]);
     }
     for (int m = 0; m < M; ++m) sums[m] = acc[m];
@@ -152,7 +152,7 @@ PIO_INLINE void sum_bf16(const uint8_t* strip, const Rows& x, const int64_t* row
     for (int32_t i = 0; i < x.stride; i += 2, strip += 64) {
         prefetch(strip + kPrefetchBytes);
         const Bytes64 w = load_bytes(strip);
-#pragma unroll
+PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = dot_bf16(acc[m], w, inputs[m] + i);
     }
     for (int m = 0; m < M; ++m) sums[m] = acc[m];
@@ -176,7 +176,7 @@ PIO_INLINE void sum_float(const uint8_t* strip, const Rows& x, const int64_t* ro
     for (int32_t i = 0; i < x.stride; ++i, strip += kBytes) {
         prefetch(strip + kPrefetchBytes);
         const F32x16 w = load_weights<Format>(strip);
-#pragma unroll
+PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = multiply_add(w, broadcast(inputs[m][i]), acc[m]);
     }
     for (int m = 0; m < M; ++m) sums[m] = acc[m];

@@ -7,7 +7,7 @@ namespace pio::PIO_ISA {
 
 // Rows of activations that one pass over a strip serves, and bytes fetched ahead of the tile at hand.
 constexpr int kMaxRows = 8;
-constexpr int kPrefetchBytes = 2048;
+constexpr int kPrefetchBytes = 4096;
 
 // Products take weights without a sign: 8-bit quants as they are stored, with zero at 128.
 constexpr int kEightBitZero = 128;
