@@ -56,6 +56,8 @@ def caught(toy, checkpoint):
         loaded = load_model(toy(flaw), checkpoint)
         names = set()
         for name, check in conformance_checks().items():
+            if name == "native":  # the toy has no lowering
+                continue
             try:
                 check(loaded)
             except ParityError:

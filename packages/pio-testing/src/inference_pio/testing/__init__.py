@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from inference_pio.testing._gguf_reference import load_gguf_reference
     from inference_pio.testing._gguf_writer import write_gguf
     from inference_pio.testing._load import LoadedModel, load_model
+    from inference_pio.testing._native import check_native
     from inference_pio.testing._parity import ParityReport, check_parity
     from inference_pio.testing._reference import load_reference, trace_reference
     from inference_pio.testing._run import contiguous_cache, paged_cache, random_pages, run_schedule, trace_model
@@ -45,6 +46,7 @@ _MODULES = MappingProxyType(
         "check_chunked": "_equivalence",
         "check_deterministic": "_determinism",
         "check_logit_rows": "_equivalence",
+        "check_native": "_native",
         "check_paged": "_equivalence",
         "check_parity": "_parity",
         "check_preempted": "_engine_checks",
@@ -82,6 +84,7 @@ __all__ = [
     "check_chunked",
     "check_deterministic",
     "check_logit_rows",
+    "check_native",
     "check_paged",
     "check_parity",
     "check_preempted",

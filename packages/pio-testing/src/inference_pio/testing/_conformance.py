@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from inference_pio.interfaces import LowerableModel
 from inference_pio.testing._checks import CHECK_NAMES
 from inference_pio.testing._determinism import check_deterministic
 from inference_pio.testing._engine_checks import check_preempted, check_prefix_hit, check_speculative
@@ -15,6 +16,7 @@ from inference_pio.testing._equivalence import (
     check_step_by_step,
 )
 from inference_pio.testing._load import load_model
+from inference_pio.testing._native import check_native
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +37,7 @@ def conformance_checks() -> dict[str, Callable[..., None]]:
         check_preempted,
         check_speculative,
         check_deterministic,
+        check_native,
     )
     return dict(zip(CHECK_NAMES, functions, strict=True))
 
@@ -42,12 +45,13 @@ def conformance_checks() -> dict[str, Callable[..., None]]:
 def run_conformance(
     plugin: ModelPlugin[Any], path: Path, *, backend: str = "sdpa", architecture: str | None = None
 ) -> None:
-    """Load the checkpoint at ``path`` in float32 and run every check.
+    """Load the checkpoint at ``path`` in float32 and run every check; ``native`` if the plugin has a lowering.
 
     Raises:
         ParityError: A check fails.
         UnsupportedError: This machine has no row-invariant products.
     """
     loaded = load_model(plugin, path, backend=backend, architecture=architecture)
-    for check in conformance_checks().values():
-        check(loaded)
+    for name, check in conformance_checks().items():
+        if name != "native" or isinstance(plugin, LowerableModel):
+            check(loaded)

@@ -35,12 +35,13 @@ def check_prefix_hit(loaded: LoadedModel, *, tolerance: float = 1e-4, rounds: in
         ParityError: They do not, or no prefix was found, or no page was copied.
     """
     draw = random.Random(2)  # noqa: S311 - test data, not a secret
-    longest = min(24, loaded.shape.max_position // 2)
+    page_size, num_pages = _pages(loaded, _PAGE_SIZE, 128)
+    longest = min(max(24, 3 * page_size), loaded.shape.max_position // 2)
     prefixes = [random_tokens(loaded, longest, seed=seed) for seed in range(2)]
     engine = build_engine(
         loaded,
-        num_pages=32,
-        page_size=_PAGE_SIZE,
+        num_pages=num_pages,
+        page_size=page_size,
         max_model_len=2 * longest,
         max_num_seqs=6,
         max_step_tokens=_STEP_TOKENS,
@@ -66,11 +67,14 @@ def check_preempted(loaded: LoadedModel, *, tolerance: float = 1e-4) -> None:
     Raises:
         ParityError: They do not, or none was preempted.
     """
+    page_size, num_pages = _pages(loaded, 2, 32)
+    max_tokens = max(14, 3 * page_size)
+    num_pages = max(num_pages, 6)
     requests = [
         make_request(
             str(index),
             random_tokens(loaded, 3 + 2 * (index % 4), seed=index),
-            max_tokens=14,
+            max_tokens=max_tokens,
             seed=index if index % 2 else None,
         )
         for index in range(5)
@@ -78,9 +82,9 @@ def check_preempted(loaded: LoadedModel, *, tolerance: float = 1e-4) -> None:
     for prefix_caching in (False, True):
         engine = build_engine(
             loaded,
-            num_pages=16,
-            page_size=2,
-            max_model_len=24,
+            num_pages=num_pages,
+            page_size=page_size,
+            max_model_len=max_tokens + 10,
             max_num_seqs=5,
             max_step_tokens=_STEP_TOKENS,
             prefix_caching=prefix_caching,
@@ -105,12 +109,13 @@ def check_speculative(loaded: LoadedModel, *, tolerance: float = 1e-4) -> None:
         prompt = random_tokens(loaded, 4 + 3 * index, seed=index) * 2
         requests.append(make_request(str(index), prompt, max_tokens=10, seed=index if index % 2 else None))
     texts: list[list[int]] = []
+    page_size, num_pages = _pages(loaded, _PAGE_SIZE, 128)
 
     def run(proposer: Proposer | None) -> tuple[float, float]:
         engine = build_engine(
             loaded,
-            num_pages=32,
-            page_size=_PAGE_SIZE,
+            num_pages=num_pages,
+            page_size=page_size,
             max_model_len=48,
             max_num_seqs=4,
             max_step_tokens=_STEP_TOKENS,
@@ -127,3 +132,9 @@ def check_speculative(loaded: LoadedModel, *, tolerance: float = 1e-4) -> None:
     if not 0 < accepted < drafted:
         raise ParityError(f"{accepted:g} of {drafted:g} drafts were accepted, so nothing is proved")
     run(NgramProposer(min_ngram=1))
+
+
+def _pages(loaded: LoadedModel, page_size: int, num_tokens: int) -> tuple[int, int]:
+    """A page size that the model's executor takes, ``page_size`` or more, and how many hold ``num_tokens`` tokens."""
+    page_size = -(-page_size // loaded.page_multiple) * loaded.page_multiple
+    return page_size, -(-num_tokens // page_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from inference_pio.core import Engine
@@ -15,7 +16,7 @@ from inference_pio.testing._run import paged_cache
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from inference_pio.interfaces import RequestOutput
+    from inference_pio.interfaces import Executor, RequestOutput
     from inference_pio.testing._load import LoadedModel
 
 
@@ -27,15 +28,12 @@ def build_engine(
     max_model_len: int,
     **options: Any,  # noqa: ANN401 - passed on as they are
 ) -> Engine:
-    """An engine over ``loaded`` and a paged cache full of stale values; ``options`` as :class:`Engine` takes them."""
-    executor = TorchExecutor(
-        loaded.module,
-        paged_cache(loaded, num_pages=num_pages, page_size=page_size),
-        max_model_len=max_model_len,
-        device=loaded.device,
-        dtype=loaded.dtype,
-        report=loaded.report,
-    )
+    """An engine over ``loaded`` and a paged cache of its own; ``options`` as :class:`Engine` takes them.
+
+    The cache of the torch executor is full of stale values.
+    """
+    make = loaded.executor or partial(_torch_executor, loaded)
+    executor = make(num_pages=num_pages, page_size=page_size, max_model_len=max_model_len)
     return Engine(
         executor,
         None,
@@ -43,6 +41,17 @@ def build_engine(
         eos_token_ids=loaded.shape.eos_token_ids,
         max_model_len=max_model_len,
         **options,
+    )
+
+
+def _torch_executor(loaded: LoadedModel, *, num_pages: int, page_size: int, max_model_len: int) -> Executor:
+    return TorchExecutor(
+        loaded.module,
+        paged_cache(loaded, num_pages=num_pages, page_size=page_size),
+        max_model_len=max_model_len,
+        device=loaded.device,
+        dtype=loaded.dtype,
+        report=loaded.report,
     )
 
 

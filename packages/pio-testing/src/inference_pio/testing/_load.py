@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from inference_pio.interfaces import (
         AttentionBackend,
+        Executor,
         KVCache,
         LinearMethod,
         ModelPlugin,
@@ -48,8 +49,13 @@ class LoadedModel:
         dtype: What it computes in.
         device: Where it computes.
         report: What loading did.
+        plugin: Where it comes from.
+        path: Its checkpoint.
         reload: Loads the checkpoint once more; takes what :func:`load_model` takes, plugin and path apart. What is not
             given is as in :func:`load_model`, except for ``architecture``, which stays.
+        executor: Makes an executor with a fresh cache, given ``num_pages``, ``page_size`` and ``max_model_len``; None
+            for the torch executor over ``module``.
+        page_multiple: The executor's page sizes are multiples of this many tokens.
     """
 
     module: nn.Module
@@ -59,7 +65,11 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
     report: LoadReport
+    plugin: ModelPlugin[Any]
+    path: Path
     reload: Callable[..., LoadedModel]
+    executor: Callable[..., Executor] | None = None
+    page_multiple: int = 1
 
     @torch.inference_mode()
     def hidden(self, token_ids: Tensor, positions: Tensor, cache: KVCache, batch: RaggedBatch) -> Tensor:
@@ -117,6 +127,8 @@ def load_model(
         dtype=getattr(torch, dtype),
         device=target,
         report=report,
+        plugin=plugin,
+        path=path,
         reload=partial(load_model, plugin, path, architecture=architecture),
     )
 
