@@ -59,7 +59,7 @@ def _check_array(name: str, array: NDArray[np.generic], dtype: type[np.generic],
 
 def _check_range(name: str, array: NDArray[np.int64], end: int) -> None:
     # A negative number becomes a very large one, so one comparison finds both.
-    if array.size and array.view(np.uint64).max() >= end:
+    if array.size and np.maximum.reduce(array.view(np.uint64)) >= end:
         wrong = array[(array < 0) | (array >= end)][0]
         raise ValueError(f"{name} must be in 0..{end - 1}, got {wrong}")
 
@@ -68,13 +68,13 @@ def _check_positions(batch: StepBatch, tokens: int, sequences: int) -> NDArray[n
     """Positions must be the last ones of their sequences; tokens of each sequence before this step, (B,)."""
     starts, lengths = batch.query_starts, batch.seq_lens
     counts = starts[1:] - starts[:-1]
-    if sequences == 0 or starts[0] != 0 or starts[-1] != tokens or counts.min() < 1:
+    if sequences == 0 or starts[0] != 0 or starts[-1] != tokens or np.minimum.reduce(counts) < 1:
         raise ValueError(f"query_starts must rise from 0 to the {tokens} tokens of the step, got {starts.tolist()}")
     past = lengths - counts
-    if past.min() < 0:
+    if np.minimum.reduce(past) < 0:
         raise ValueError(f"sequences of {lengths.tolist()} tokens have {counts.tolist()} in this step")
     expected = past if tokens == sequences else np.arange(tokens) + np.repeat(past - starts[:-1], counts)
-    if not np.array_equal(batch.positions, expected):
+    if (batch.positions != expected).any():
         raise ValueError("positions must be the last of each sequence, in order")
     return past
 
@@ -88,11 +88,13 @@ def _check_tables(
     page_size: int,
 ) -> None:
     """Every page that holds a key which some query of the step sees must be one of the group's."""
-    if int(lengths.max()) > tables.shape[1] * page_size:
-        raise ValueError(f"block_tables of {tables.shape[1]} pages do not hold {lengths.max()} tokens")
-    inside = tables.view(np.uint32) < pages  # -1 becomes a very large number
-    if inside.all():
+    longest = int(np.maximum.reduce(lengths))
+    if longest > tables.shape[1] * page_size:
+        raise ValueError(f"block_tables of {tables.shape[1]} pages do not hold {longest} tokens")
+    numbers = tables.view(np.uint32)  # -1 becomes a very large number
+    if np.maximum.reduce(numbers, axis=None) < pages:
         return
+    inside = numbers < pages
     columns = np.arange(tables.shape[1])
     needed = columns < (-(-lengths // page_size))[:, None]
     if window is not None:

@@ -161,17 +161,17 @@ class Runtime:
             return logits
         native = self._batch
         native.num_tokens, native.num_sequences, native.num_logits = tokens, len(batch.seq_lens), rows
-        native.token_ids = batch.token_ids.ctypes.data
-        native.positions = batch.positions.ctypes.data
-        native.query_starts = batch.query_starts.ctypes.data
-        native.sequence_lengths = batch.seq_lens.ctypes.data
-        native.logit_rows = batch.logit_rows.ctypes.data
-        native.logits = self._logits.ctypes.data
+        native.token_ids = _address(batch.token_ids)
+        native.positions = _address(batch.positions)
+        native.query_starts = _address(batch.query_starts)
+        native.sequence_lengths = _address(batch.seq_lens)
+        native.logit_rows = _address(batch.logit_rows)
+        native.logits = _address(self._logits)
         groups: tuple[StepBatch | GroupTables, ...] = (batch, *batch.others)
         for place, tables in zip(self._tables, groups, strict=True):
-            place.block_tables = tables.block_tables.ctypes.data
+            place.block_tables = _address(tables.block_tables)
             place.stride = tables.block_tables.shape[1]
-            place.slots = tables.slot_mapping.ctypes.data
+            place.slots = _address(tables.slot_mapping)
         status = self._library.pio_runtime_step(handle, ctypes.addressof(native))
         assert status == 0, "the batch was checked"
         return logits
@@ -259,6 +259,13 @@ class Runtime:
                 )
                 offset += size
         return structs
+
+
+def _address(array: NDArray[np.generic]) -> int:
+    """Where a contiguous array lies; faster than ``array.ctypes``, which costs as much as a small product."""
+    if array.flags.writeable and array.size:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]  # stubs know no buffers yet
+    return array.ctypes.data
 
 
 def _windows(program: Program, layer_groups: Sequence[LayerGroup]) -> tuple[int | None, ...]:
