@@ -1,15 +1,15 @@
-// Where keys and values lie in a page, and how large the pieces are in which attention is computed. One layout serves all
-// instruction sets.
+// Where keys and values lie in a page, and how large the pieces are in which attention is computed. One layout serves
+// all instruction sets.
 //
 // A page of P tokens holds one part per KV head, so that who attends with one head reads one run of memory:
 //
-//   keys    [P / 16][D][16]  blocks of 16 tokens, transposed: a vector of 16 holds one dimension of 16 keys, and a score
-//                            is a sum over vectors, without a sum inside of one
+//   keys    [P / 16][D][16]  blocks of 16 tokens, transposed: a vector of 16 holds one dimension of 16 keys, and a
+//                            score is a sum over vectors, without a sum inside of one
 //   values  [P][W]           W = D rounded up to 16, the rest zero: a vector of 16 holds 16 dimensions of one value
 //   scales  [P], [P]         float32 scales of the keys, then of the values; int8 alone
 //
-// P is a multiple of 16. Larger pages make longer runs of memory: one sequence of 4,096 tokens streams a fifth faster with
-// pages of 64 than with pages of 16, where the system gave no large pages to memory.
+// P is a multiple of 16. Larger pages make longer runs of memory: one sequence of 4,096 tokens streams a fifth faster
+// with pages of 64 than with pages of 16, where the system gave no large pages to memory.
 //
 // Tokens that were not written yet hold anything: nothing of them may enter a sum, not even times zero.
 #pragma once

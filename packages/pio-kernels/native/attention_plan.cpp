@@ -1,4 +1,5 @@
-// Divides the attention of a step into items of similar cost, the dearest first, for threads that take the next one each.
+// Divides the attention of a step into items of similar cost, the dearest first, for threads that take one after the
+// other.
 #include "attention_layout.h"
 
 namespace pio {
@@ -131,8 +132,8 @@ int32_t plan_attention(const AttentionOp& op, const Batch& batch, int32_t thread
     return count;
 }
 
-// What `attend` of vector/attention.h keeps, with every number a float and 64 bytes of slack for each of the arrays; the
-// scalar version needs less.
+// What `attend` of vector/attention.h keeps, with every number a float and 64 bytes of slack for each of the arrays;
+// the scalar version needs less.
 int64_t attention_scratch(const AttentionOp& op, const LayerCache& cache) {
     const int64_t width = page_layout(cache.format, cache.page_size, op.head_size).value_width;
     const int64_t queries = max_queries(op);

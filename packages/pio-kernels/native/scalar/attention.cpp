@@ -228,7 +228,8 @@ void attend(const AttentionTask& task, const AttentionItem& item, uint8_t* scrat
             const float* query = task.qkv + row * task.qkv_stride + head * op.head_size;
             const Sums sums = sums_of(op, results, (row - item.row_begin) * group + g);
             sum(task, item, query, begin, end, sums);
-            if (whole) finish(op, static_cast<int32_t>(head), sums, task.out + row * task.out_stride + head * op.head_size);
+            float* out = task.out + row * task.out_stride + head * op.head_size;
+            if (whole) finish(op, static_cast<int32_t>(head), sums, out);
         }
     }
 }

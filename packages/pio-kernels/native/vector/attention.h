@@ -1,24 +1,24 @@
 // Attention over pages of keys and values, in tiles of 64 keys with the softmax taken along (Dao et al. 2022,
 // arXiv:2205.14135; the running softmax is Milakov and Gimelshein 2018, arXiv:1805.02867).
 //
-// The query vectors of an item are those of its rows and of the query heads that share its KV head. For each tile of keys,
-// groups of up to 6 of them go through
+// The query vectors of an item are those of its rows and of the query heads that share its KV head. For each tile of
+// keys, groups of up to 6 of them go through
 //
 //   scores   S = Q K^T         6 x 64 numbers in registers: a vector of 16 keys times one number of each query
 //   weigh    m' = max(m, max S); P = 2^(S - m'); sums of P; the factor 2^(m - m') for what was summed before
-//   gather   O = 2^(m - m') O + P V      6 x 64 numbers in registers: a vector of 16 dimensions times one weight of each
+//   gather   O = 2^(m - m') O + P V      6 x 64 numbers in registers: a vector of 16 dimensions times a weight of each
 //
 // Scores are in units of log 2 e, so that weights are powers of two; the factor is part of the query.
 //
-// A few queries (decode) read keys and values straight from the pages, each once, and ask for those of the next tile ahead of
-// time: memory bounds them. Many queries (prefill) have the tile converted first, into memory that the first cache level
-// holds: to float32, or where the processor multiplies them (AVX-512 BF16) to pairs of bfloat16,
+// A few queries (decode) read keys and values straight from the pages, each once, and ask for those of the next tile
+// ahead of time: memory bounds them. Many queries (prefill) have the tile converted first, into memory that the first
+// cache level holds: to float32, or where the processor multiplies them (AVX-512 BF16) to pairs of bfloat16,
 //
 //   keys [4 blocks][D / 2][16][2], values [32][W][2]
 //
 // each of which a product takes two at a time. That rounds queries, keys and weights to 8 bits of mantissa; sums stay
-// float32. A score is then within 2^-8 sum_d |q_d k_d| of the exact one, and mostly within a tenth of that. A float32 cache
-// is read as it is, by few queries and by many: its products are float32.
+// float32. A score is then within 2^-8 sum_d |q_d k_d| of the exact one, and mostly within a tenth of that. A float32
+// cache is read as it is, by few queries and by many: its products are float32.
 #pragma once
 
 #include "attention_simd.h"
@@ -269,8 +269,8 @@ void stage_floats(const Work& work, Tile& tile) {
 
 // (a_0, b_0, a_1, b_1, ...) as bfloat16
 PIO_INLINE __m512i pairs_of(Floats a, Floats b) {
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
-                                           5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
+                                           23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return _mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
 }
 
@@ -295,7 +295,8 @@ void stage_pairs(const Work& work, Tile& tile) {
         __m512i* block = keys + b * work.op.head_size / 2;
         for (int32_t d = 0; d < work.op.head_size; d += 2) {
             const uint8_t* column = tile.block_keys[b] + d * kKeyBlock * kBytes;
-            _mm512_store_si512(block + d / 2, pairs_of(widen<format>(column), widen<format>(column + kKeyBlock * kBytes)));
+            const Floats even = widen<format>(column);
+            _mm512_store_si512(block + d / 2, pairs_of(even, widen<format>(column + kKeyBlock * kBytes)));
         }
     }
     const int32_t row_bytes = work.width * kBytes;
@@ -346,7 +347,8 @@ struct PairProducts {
     }
 
     template <int32_t M, int32_t C>
-    PIO_INLINE void gather_columns(const Work& work, int32_t query, int32_t keys, const float* factors, int32_t column) {
+    PIO_INLINE void gather_columns(const Work& work, int32_t query, int32_t keys, const float* factors,
+                                   int32_t column) {
         float* values = work.values + query * work.width + column;
         Floats sums[M][C];
         for (int32_t m = 0; m < M; m++) {
@@ -398,7 +400,8 @@ inline void adjust_scores(const Work& work, float* row, int32_t begin, int32_t e
     }
 }
 
-// Finishes the scores of M queries and takes their largest along: factors[m] = 2^(the largest before - the largest now).
+// Finishes the scores of M queries and takes their largest along:
+// factors[m] = 2^(the largest before - the largest now).
 template <int32_t M>
 void finish_scores(const Work& work, const Tile& tile, int32_t query, float* factors) {
     const bool changed = work.op.cache->format == kKVI8 || work.op.softcap > 0;
@@ -635,7 +638,8 @@ void write_slot(const AttentionOp& op, int64_t slot, int32_t kv_head, const floa
         narrow_block<format>(key, d, op.head_size, key_scale, block);
         const int32_t left = op.head_size - d < kKeyBlock ? op.head_size - d : kKeyBlock;
         for (int32_t i = 0; i < left; i++) {
-            __builtin_memcpy(key_block + (d + i) * static_cast<int64_t>(kKeyBlock) * kBytes, block + i * kBytes, kBytes);
+            uint8_t* place = key_block + (d + i) * static_cast<int64_t>(kKeyBlock) * kBytes;
+            __builtin_memcpy(place, block + i * kBytes, kBytes);
         }
         narrow_block<format>(value, d, op.head_size, value_scale, value_row + d * kBytes);
     }

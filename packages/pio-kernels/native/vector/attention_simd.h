@@ -229,11 +229,12 @@ PIO_INLINE void narrow(Floats a, uint8_t* x) {
 #error "no vector instructions to compile attention for"
 #endif
 
-// 2^x for x <= 126; some number below 2^-125 where x is below -126. x = n + r with n whole, |r| <= 1/2, and the series of
-// 2^r, relative to the result within 1.5e-7, or 5e-5 if `rough`, for results of eight bits.
+// 2^x for x <= 126; some number below 2^-125 where x is below -126. x = n + r with n whole, |r| <= 1/2, and the series
+// of 2^r, relative to the result within 1.5e-7, or 5e-5 if `rough`, for results of eight bits.
 template <bool rough = false>
 PIO_INLINE Floats power_of_two(Floats x) {
-    constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: the last bits of kShift + x are those of the integer nearest to x
+    // 1.5 * 2^23: the last bits of kShift + x are those of the integer nearest to x.
+    constexpr float kShift = 12582912.0f;
     x = max(splat(-126.0f), x);
     const Floats shifted = add(x, splat(kShift));
     const Floats r = sub(x, sub(shifted, splat(kShift)));

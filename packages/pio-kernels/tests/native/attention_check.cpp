@@ -1,6 +1,6 @@
-// Compares the attention of one instruction set with the scalar version, without Python: for processors that are emulated,
-// and for sanitizers. Compiled with PIO_ISA and its flags, beside attention_plan.cpp and scalar/attention.cpp. Prints the
-// largest difference of each case; exits with 1 if one is beyond its bound.
+// Compares the attention of one instruction set with the scalar version, without Python: for processors that are
+// emulated, and for sanitizers. Compiled with PIO_ISA and its flags, beside attention_plan.cpp and
+// scalar/attention.cpp. Prints the largest difference of each case; exits with 1 if one is beyond its bound.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -170,8 +170,8 @@ float compare(const Case& c, uint32_t format) {
 }  // namespace
 
 int main() {
-    // Of values up to 2, by KVFormat. Keys and values may round to either of two neighbours in the cache's format, which
-    // matters less than products of bfloat16.
+    // Of values up to 2, by KVFormat. Keys and values may round to either of two neighbours in the cache's format,
+    // which matters less than products of bfloat16.
 #if defined(__AVX512BF16__)
     constexpr float kBounds[4] = {5e-2f, 5e-2f, 5e-2f, 2e-5f};
 #else
