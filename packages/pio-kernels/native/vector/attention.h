@@ -8,7 +8,7 @@
 //   weigh    m' = max(m, max S); P = 2^(S - m'); sums of P; the factor 2^(m - m') for what was summed before
 //   gather   O = 2^(m - m') O + P V      6 x 64 numbers in registers: a vector of 16 dimensions times a weight of each
 //
-// Scores are in units of log 2 e, so that weights are powers of two; the factor is part of the query.
+// Scores are in units of ln 2, so that weights are powers of two; the factor is part of the query.
 //
 // A few queries (decode) read keys and values straight from the pages, each once, and ask for those of the next tile
 // ahead of time: memory bounds them. Many queries (prefill) have the tile converted first, into memory that the first
