@@ -181,8 +181,10 @@ def test_unknown_architecture_says_what_is_installed(pio, broken):
 
 def test_no_memory_for_the_model(pio, tiny_model, monkeypatch):
     """Exit code 4, with what is needed and what there is."""
-    monkeypatch.setattr("inference_pio.core.torch_executor.available_memory", lambda: 1000)
-    assert_one_line(pio("run", "hi", "-m", tiny_model), 4, "reciter", "available")
+    for executor in ("native", "torch"):
+        monkeypatch.setattr(f"inference_pio.core.{executor}_executor.available_memory", lambda: 1000)
+        done = pio("run", "hi", "-m", tiny_model, "--executor", executor)
+        assert_one_line(done, 4, "reciter", "available")
 
 
 def test_no_memory_in_the_middle(pio, tiny_model, monkeypatch):

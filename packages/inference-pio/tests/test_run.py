@@ -38,8 +38,9 @@ def test_json_is_one_object_of_the_documented_shape(pio, tiny_model):
     assert done.code == 0
     assert done.out.count("\n") == 1
     found = done.json
-    assert list(found) == ["model", "text", "token_ids", "finish_reason", "usage", "timings"]
+    assert list(found) == ["model", "text", "token_ids", "finish_reason", "executor", "usage", "timings"]
     assert (found["model"], found["text"], found["finish_reason"]) == ("reciter", RECITED, "stop")
+    assert found["executor"] in {"native", "torch"}
     assert len(found["token_ids"]) == len(RECITED) + 1  # and the token that ended it
     assert found["usage"] == {"prompt_tokens": rendered(("user", "hello")), "completion_tokens": 27, "cached_tokens": 0}
     assert list(found["timings"]) == [
@@ -81,8 +82,13 @@ def test_quiet_wins_over_statistics(pio, tiny_model):
 
 def test_verbose_tells_what_was_loaded(pio, tiny_model):
     """Architecture, size, dtype, device and context."""
-    first = pio("run", "hello", "-m", tiny_model, "-v").err.splitlines()[0]
-    assert first.startswith("reciter: LlamaForCausalLM, 51.6K parameters, 201.8 KiB in float32 on cpu, context 32768")
+    told = "reciter: LlamaForCausalLM, 51.6K parameters, 201.8 KiB in float32 on cpu, context 32768"
+    lines = pio("run", "hello", "-m", tiny_model, "-v", "--executor", "torch").err.splitlines()
+    assert lines[0].startswith(told)
+    assert lines[-1].endswith("| torch executor, float32 on cpu")
+    lines = pio("run", "hello", "-m", tiny_model, "-v", "--executor", "native").err.splitlines()
+    assert " in F32 on cpu, context 32768" in lines[0]
+    assert "| native executor, " in lines[-1]
 
 
 @pytest.mark.parametrize("argument", [None, "-"])

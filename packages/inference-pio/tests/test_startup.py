@@ -83,6 +83,12 @@ def test_describing_a_model_needs_no_torch(tiny_model):
 
 def test_running_imports_no_rich_without_a_terminal(tiny_model):
     """A bar that nobody sees costs nothing; the same for the hub's client where no hub is asked."""
-    found = imported("run", "hi", "-m", str(tiny_model), "--max-tokens", "1")
+    found = imported("run", "hi", "-m", str(tiny_model), "--max-tokens", "1", "--executor", "torch")
     assert "torch" in found
     assert found.isdisjoint({"rich", "huggingface_hub", "transformers"})
+
+
+def test_running_natively_imports_no_torch(tiny_model):
+    """That is what makes it start fast, and run where torch is not installed."""
+    found = imported("run", "hi", "-m", str(tiny_model), "--max-tokens", "1", "--executor", "native")
+    assert found.isdisjoint({"torch", "rich", "huggingface_hub", "transformers"})

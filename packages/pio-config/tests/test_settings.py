@@ -177,7 +177,7 @@ def test_flag_of_none_was_not_given(load):
         ({"flags": {"top_p": True}}, r"^flag --top-p: .*, got True$"),
         ({"flags": {"dtyp": "x"}}, r"^flag --dtyp: unknown setting 'dtyp' \(did you mean 'dtype'\?\)$"),
         ({"flags": {"max-tokens": 1}}, r"unknown setting 'max-tokens' \(did you mean 'max_tokens'\?\)$"),
-        ({"flags": {"zzz": 1}}, r"unknown setting 'zzz' \(settings are model, device, dtype, "),
+        ({"flags": {"zzz": 1}}, r"unknown setting 'zzz' \(settings are model, executor, device, dtype, "),
         ({"env": {"PIO_DTYP": "x"}}, r"^env PIO_DTYP: unknown setting \(did you mean PIO_DTYPE\?\)$"),
         ({"env": {"PIO_DEBUGG": "1"}}, r"^env PIO_DEBUGG: unknown setting \(did you mean PIO_DEBUG\?\)$"),
     ],

@@ -97,7 +97,7 @@ def test_a_model_without_tokenizer_runs_on_token_ids(tiny):
 
 def test_dtypes_and_defaults(tiny):
     """``auto`` keeps float32 checkpoints exact on a CPU; an explicit dtype is what runs."""
-    assert LLM(tiny[0], device="cpu").dtype == "float32"
+    assert LLM(tiny[0], executor="torch", device="cpu").dtype == "float32"
     llm = LLM(tiny[0], device="cpu", dtype="bfloat16")
     assert llm.dtype == "bfloat16"
     assert len(llm.generate([1, 2], GREEDY)[0].outputs[0].token_ids) == 12
@@ -247,11 +247,12 @@ def test_bad_files(tiny, tmp_path):
 
 def test_no_memory_is_said_before_loading(tiny, monkeypatch):
     """With too little memory for the weights the error has both sizes; an allocation that fails later is told too."""
-    monkeypatch.setattr("inference_pio.core.torch_executor.available_memory", lambda: 1000)
-    with pytest.raises(DoesNotFitError, match=r"weights of .* need .* and .* available"):
-        LLM(tiny[0])
+    for executor in ("native", "torch"):
+        monkeypatch.setattr(f"inference_pio.core.{executor}_executor.available_memory", lambda: 1000)
+        with pytest.raises(DoesNotFitError, match=r"weights of .* need .* and .* available"):
+            LLM(tiny[0], executor=executor)
     monkeypatch.undo()
-    llm = LLM(tiny[0])
+    llm = LLM(tiny[0], executor="torch")
 
     def fails(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")

@@ -574,7 +574,7 @@ def test_parameters_out_of_bounds(params, message):
 )
 def test_impossible_prompts_are_refused_at_once(llama, prompt, params, error, message):
     """One clear line; nothing of the call is generated, and the LLM is as before."""
-    llm = LLM(llama, kv_cache_bytes=POOL)
+    llm = LLM(llama, kv_cache_bytes=POOL, kv_cache_dtype="float32")
     assert llm.max_model_len == 160
     with pytest.raises(error, match=message) as raised:
         llm.generate([{"prompt_token_ids": [5]}, {"prompt_token_ids": prompt}], [GREEDY, params])
@@ -585,7 +585,7 @@ def test_impossible_prompts_are_refused_at_once(llama, prompt, params, error, me
 
 def test_a_search_wider_than_the_pool_is_refused_at_once(llama):
     """Its beams together need more than there is."""
-    llm = LLM(llama, kv_cache_bytes=POOL)
+    llm = LLM(llama, kv_cache_bytes=POOL, kv_cache_dtype="float32")
     with pytest.raises(
         DoesNotFitError, match=r"needs 408 tokens of cache, and the cache holds 1\d\d .*lower max_tokens"
     ):

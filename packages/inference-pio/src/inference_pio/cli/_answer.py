@@ -98,6 +98,7 @@ def as_object(llm: LLM, answer: Answer) -> dict[str, object]:
         "text": completion.text,
         "token_ids": list(completion.token_ids),
         "finish_reason": completion.finish_reason,
+        "executor": llm.executor,
         "usage": {
             "prompt_tokens": len(output.prompt_token_ids),
             "completion_tokens": len(completion.token_ids),
@@ -140,6 +141,7 @@ def tell_stats(llm: LLM, answer: Answer) -> None:
             parts.append(text.format(figure))
     if (peak := figures["peak_rss_bytes"]) is not None:
         parts.append(f"peak memory {as_size(peak)}")
+    parts.append(llm.executor_summary)
     note(" | ".join(parts))
 
 

@@ -23,6 +23,7 @@ OWN_COMMANDS = {
     "pull": "Fetch a model from a hub.",
     "ls": "List the models on this machine.",
     "rm": "Delete a fetched model.",
+    "cache": "List or delete packed copies of weights.",
     "config": "Show the settings that hold, and why.",
     "plugins": "List what is installed: model families and commands.",
     "env": "Describe this installation and machine.",

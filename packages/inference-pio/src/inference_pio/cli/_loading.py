@@ -6,7 +6,7 @@ import gc
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from inference_pio.cli._output import as_count, as_size, note
+from inference_pio.cli._output import as_count, as_size, note, show_warnings
 from inference_pio.cli._progress import byte_progress, status
 from inference_pio.cli._settings import engine_arguments
 
@@ -16,16 +16,15 @@ if TYPE_CHECKING:
     from inference_pio.cli._settings import RunSettings
     from inference_pio.core import LLM
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-
-def load(run: RunSettings, *, progress: bool, verbose: bool) -> LLM:
+def load(run: RunSettings, *, progress: bool, quiet: bool, verbose: bool) -> LLM:
     """The model that the settings name, ready to answer.
 
     Raises:
         PioError: It cannot be found, read or held.
     """
     name = run.settings.model
+    show_warnings(wanted=not quiet)
     with (
         _no_collection(),
         status(f"loading {name} ...", wanted=progress),
@@ -61,7 +60,7 @@ def _no_collection() -> Iterator[None]:
 def tell_loaded(llm: LLM) -> None:
     """One line about the loaded model on standard error."""
     shape = llm.shape
-    size = as_size(shape.num_parameters * _BYTES[llm.dtype])
+    size = as_size(llm.weight_bytes)
     note(
         f"{llm.name}: {shape.architecture}, {as_count(shape.num_parameters)} parameters, {size} in {llm.dtype} on "
         f"{llm.device}, context {llm.max_model_len}, loaded in {llm.load_s:.2f} s"

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     Decorated = Callable[..., Any]
 
 SETTING_OPTIONS = (
-    "model", "system", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "device", "dtype", "threads",
-    "max_model_len",
+    "model", "system", "max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "executor", "device", "dtype",
+    "threads", "max_model_len",
 )  # fmt: skip
 """Options whose value is the setting of the same name."""
 
@@ -45,6 +45,7 @@ def model_options(function: Decorated) -> Decorated:
     return _apply(
         function,
         click.option("-m", "--model", type=ModelName(), metavar="MODEL", help="Name, folder, GGUF file or hub id."),
+        click.option("--executor", metavar="NAME", help="auto, native (fused CPU programs) or torch."),
         click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ..."),
         click.option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16."),
         click.option("--threads", metavar="N", help="CPU threads."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -45,6 +46,21 @@ def note(text: str) -> None:
     if sys.stderr is not None:
         sys.stderr.write(printable(text) + "\n")
         sys.stderr.flush()
+
+
+class _Notes(logging.Handler):
+    """What the libraries log, as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+def show_warnings(*, wanted: bool) -> None:
+    """Have what Inference-PIO's libraries warn of written to standard error, or, if it is not ``wanted``, nowhere."""
+    logger = logging.getLogger("inference_pio")
+    if not any(isinstance(handler, _Notes) for handler in logger.handlers):
+        logger.addHandler(_Notes(logging.WARNING))
+    logger.setLevel(logging.WARNING if wanted else logging.CRITICAL)
 
 
 def printable(text: str) -> str:

@@ -95,6 +95,7 @@ def engine_arguments(run: RunSettings) -> dict[str, Any]:
     sequences = 1 if run.resolved.origin("max_num_seqs") == "default" else settings.max_num_seqs
     return {
         "model": settings.model,
+        "executor": settings.executor,
         "dtype": settings.dtype,
         "device": settings.device,
         "threads": settings.threads,
@@ -110,6 +111,7 @@ def engine_arguments(run: RunSettings) -> dict[str, Any]:
         "num_speculative_tokens": settings.num_speculative_tokens,
         "deterministic": settings.deterministic,
         "cache_dir": cache_dir(settings),
+        "packed_cache_bytes": settings.packed_cache_bytes,
         "ignore_unknown_keys": settings.ignore_unknown_keys,
         "hub_endpoint": settings.hub_endpoint,
     }

@@ -39,7 +39,7 @@ def command(as_json: bool, **options: Any) -> None:  # noqa: ANN401 - click pass
 
     quiet, verbose = options["quiet"], options["verbose"]
     run = resolve(setting_flags(options), options["assignments"], options["stop"])
-    with load(run, progress=options["progress"] and not quiet, verbose=verbose) as llm:
+    with load(run, progress=options["progress"] and not quiet, quiet=quiet, verbose=verbose) as llm:
         stats = (options["stats"] or verbose) and not quiet
         conversation = Conversation(llm, run, stats=stats, as_json=as_json)
         if is_interactive() and not quiet:

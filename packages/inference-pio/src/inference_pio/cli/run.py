@@ -50,7 +50,7 @@ def command(
     quiet, verbose = options["quiet"], options["verbose"]
     run = resolve(setting_flags(options), options["assignments"], options["stop"])
     text = read_prompt(prompt, quiet=quiet)
-    with load(run, progress=options["progress"] and not quiet, verbose=verbose) as llm:
+    with load(run, progress=options["progress"] and not quiet, quiet=quiet, verbose=verbose) as llm:
         request = _start(llm, run, text, raw=raw)
         if as_json:
             answer = _answer.stream_json(request) if stream else _answer.collect(request)
