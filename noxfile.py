@@ -13,15 +13,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 from urllib.parse import unquote
 
 import nox
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "tools"))
+KERNELS = ROOT / "packages" / "pio-kernels"
+sys.path[:0] = [str(ROOT / "tools"), str(KERNELS)]
 
-from check_wheel import check_wheel  # noqa: E402 - tools/ is no package; the line above makes it importable
+from build_native import TARGETS  # noqa: E402 - beside its package; the line above makes it importable
+
+from check_library import check_library_wheel  # noqa: E402 - tools/ is no package; the same
+from check_wheel import check_wheel  # noqa: E402 - the same
 from workspace import read_members  # noqa: E402 - the same
 
 nox.needs_version = ">=2026.10"
@@ -70,7 +75,7 @@ def types(session: nox.Session) -> None:
     leaves = [argument for member in MEMBERS.values() for leaf in member.leaves for argument in ("-p", leaf)]
     session.run("mypy", *leaves, env={"MYPYPATH": SOURCES})
     tools = [str(path) for path in sorted((ROOT / "tools").glob("*.py"))]
-    session.run("mypy", "noxfile.py", *tools, env={"MYPYPATH": "tools"})
+    session.run("mypy", "noxfile.py", *tools, env={"MYPYPATH": f"tools{os.pathsep}{KERNELS}"})
 
 
 @nox.session
@@ -155,6 +160,43 @@ def coverage(session: nox.Session, name: str) -> None:
 
 
 @nox.session
+def wheels(session: nox.Session) -> None:
+    """Wheels of the native kernels for every platform, all built on this machine, in dist/pio-kernels-wheels/."""
+    folder = ROOT / "dist" / "pio-kernels-wheels"
+    shutil.rmtree(folder, ignore_errors=True)
+    problems: list[str] = []
+    for target in TARGETS:
+        _uv("build", "--wheel", str(KERNELS), "--out-dir", str(folder), PIO_KERNELS_TARGET=target)
+    for wheel in sorted(folder.glob("*.whl")):
+        found = check_library_wheel(wheel)
+        session.log(f"{wheel.name}: {wheel.stat().st_size / 1024:.0f} KiB, {len(found)} problems")
+        problems += [f"{wheel.name}: {problem}" for problem in found]
+    if problems:
+        session.error("\n".join(problems))
+
+
+@nox.session
+def sanitize(session: nox.Session) -> None:
+    """Tests of the native kernels in a library that stops at undefined behaviour and at wrong addresses; needs g++."""
+    _install(session, "pio-kernels", groups=True)
+    runtimes = [_output("g++", f"-print-file-name=lib{name}.so") for name in ("asan", "ubsan")]
+    [library] = Path(session.virtualenv.location).rglob("libpio_kernels.so")
+    checks = "-O1 -g -w -fsanitize=address,undefined -fno-sanitize-recover=undefined -lasan -lubsan"
+    build = {"PIO_KERNELS_CXX": "g++", "PIO_KERNELS_FLAGS": checks}
+    with tempfile.TemporaryDirectory() as folder:
+        _uv("build", "--wheel", str(KERNELS), "--out-dir", folder, **build)
+        [wheel] = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            library.unlink()
+            library.write_bytes(archive.read(f"inference_pio/kernels/{library.name}"))
+    # What is not told apart from our own leaks: Python frees little at its end.
+    options = {"LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
+    tests = [str(path) for path in sorted((KERNELS / "tests").glob("test_*.py")) if path.name != "test_build.py"]
+    arguments = ["-c", "pyproject.toml", *tests, "-k", "not emulated", *session.posargs]
+    session.run("python", "-m", "pytest", *arguments, env=options)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Source distribution, the wheel from it, and what is inside, for every distribution, in dist/."""
     session.install("twine>=7")
@@ -233,9 +275,15 @@ def _export(*arguments: str) -> str:
     return _uv("export", "--frozen", "--no-default-groups", "--no-hashes", "--no-header", "--no-annotate", *arguments)
 
 
-def _uv(*arguments: str) -> str:
-    done = subprocess.run(["uv", "--quiet", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+def _uv(*arguments: str, **environment: str) -> str:
+    return _output("uv", "--quiet", *arguments, **environment)
+
+
+def _output(*command: str, **environment: str) -> str:
+    """What ``command`` prints, run in the root with ``environment`` beside our own."""
+    variables = {**os.environ, **environment}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=variables)
     if done.returncode != 0:
-        message = f"uv {' '.join(arguments)}: exit code {done.returncode}\n{done.stderr}"
+        message = f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr}"
         raise RuntimeError(message)
-    return done.stdout
+    return done.stdout.strip()
