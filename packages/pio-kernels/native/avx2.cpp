@@ -1,7 +1,7 @@
 // The kernels for x86-64-v3: AVX2, FMA and F16C.
 #include "kernels.h"
 
-#if defined(__AVX2__) && __has_include("vector/simd_avx2.h")
+#if defined(__AVX2__)
 #define PIO_ISA avx2
 #include "vector/table.h"
 #endif
@@ -9,7 +9,7 @@
 namespace pio {
 
 const Kernels* avx2_kernels() {
-#if defined(__AVX2__) && __has_include("vector/simd_avx2.h")
+#if defined(__AVX2__)
     return &avx2::kTable;
 #else
     return nullptr;

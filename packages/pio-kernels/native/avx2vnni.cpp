@@ -1,7 +1,7 @@
 // The kernels for x86-64-v3 with AVX-VNNI.
 #include "kernels.h"
 
-#if defined(__AVXVNNI__) && __has_include("vector/simd_avx2.h")
+#if defined(__AVXVNNI__)
 #define PIO_ISA avx2vnni
 #include "vector/table.h"
 #endif
@@ -9,7 +9,7 @@
 namespace pio {
 
 const Kernels* avx2_vnni_kernels() {
-#if defined(__AVXVNNI__) && __has_include("vector/simd_avx2.h")
+#if defined(__AVXVNNI__)
     return &avx2vnni::kTable;
 #else
     return nullptr;

@@ -1,7 +1,7 @@
 // The kernels for 64-bit Arm with dot products.
 #include "kernels.h"
 
-#if defined(__ARM_FEATURE_DOTPROD) && __has_include("vector/simd_neon.h")
+#if defined(__ARM_FEATURE_DOTPROD)
 #define PIO_ISA neon
 #include "vector/table.h"
 #endif
@@ -9,7 +9,7 @@
 namespace pio {
 
 const Kernels* neon_kernels() {
-#if defined(__ARM_FEATURE_DOTPROD) && __has_include("vector/simd_neon.h")
+#if defined(__ARM_FEATURE_DOTPROD)
     return &neon::kTable;
 #else
     return nullptr;

@@ -2,26 +2,10 @@
 #pragma once
 
 #include "../kernels.h"
-#if __has_include("attention.h")
 #include "attention.h"
-#else
-#include "../scalar/scalar.h"
-namespace pio::PIO_ISA {
-using scalar::attend;
-using scalar::merge;
-using scalar::write_kv;
-}  // namespace pio::PIO_ISA
-#endif
 #include "linear.h"
 #include "rows.h"
-#if __has_include("sample.h")
 #include "sample.h"
-#else
-#include "../scalar/scalar.h"
-namespace pio::PIO_ISA {
-using scalar::sample;
-}  // namespace pio::PIO_ISA
-#endif
 
 #define PIO_STRING(name) #name
 #define PIO_NAME(name) PIO_STRING(name)
