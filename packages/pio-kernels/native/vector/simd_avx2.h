@@ -4,6 +4,8 @@
 
 #include <immintrin.h>
 
+#include "../numbers.h"
+
 namespace pio::PIO_ISA {
 
 // Rows of activations that one pass over a strip serves, and bytes fetched ahead of the tile at hand.
@@ -227,8 +229,8 @@ PIO_UNROLL
 
 // acc[r] + w[2 r] * x[0] + w[2 r + 1] * x[1], all bfloat16 but the float32 accumulators.
 PIO_INLINE F32x16 dot_bf16(F32x16 acc, Bytes64 w, const uint16_t* x) {
-    const __m256 even = _mm256_castsi256_ps(_mm256_set1_epi32(x[0] << 16));
-    const __m256 odd = _mm256_castsi256_ps(_mm256_set1_epi32(x[1] << 16));
+    const __m256 even = _mm256_set1_ps(float_of_bf16(x[0]));
+    const __m256 odd = _mm256_set1_ps(float_of_bf16(x[1]));
     const __m256i upper = _mm256_set1_epi32(static_cast<int32_t>(0xffff0000u));
     acc.low = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(w.low, 16)), even, acc.low);
     acc.high = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(w.high, 16)), even, acc.high);
