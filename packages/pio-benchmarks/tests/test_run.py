@@ -142,9 +142,10 @@ def test_no_process_outlives_its_script(run_one, tmp_path, source, timeout):
     assert gone(pid)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-def test_ctrl_c_ends_the_script_and_keeps_finished_records(checkout, tmp_path):
-    """Exit code 130, no traceback, no process left behind."""
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_script_and_keeps_finished_records(checkout, tmp_path, number, code):
+    """Ctrl-C and a polite kill: the exit code of shells, no traceback, no process left behind."""
     root = checkout({"pio-a/first": "GOOD", "pio-b/slow": LINGERS + "time.sleep(600)"})
     records = tmp_path / "records"
     command = [sys.executable, "-m", "inference_pio.cli", "bench", "run", "--all", "--quick"]
@@ -155,9 +156,9 @@ def test_ctrl_c_ends_the_script_and_keeps_finished_records(checkout, tmp_path):
     deadline = time.monotonic() + 60
     while not (children.exists() and children.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     assert "Traceback" not in out + err
     assert gone(int(children.read_text()))
     assert read_record(records / "pio-a.first.json").benchmark == "first"

@@ -9,18 +9,20 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from inference_pio.benchmarks._fields import read_object
 from inference_pio.benchmarks._script import record_of_script
 from inference_pio.interfaces import PioError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
 
     from inference_pio.benchmarks._limits import Limits
     from inference_pio.benchmarks._machine import Machine
@@ -109,6 +111,23 @@ def run_script(
         except PioError as error:
             problem = str(error).replace(str(result), "its result")
     return Outcome(script, seconds, record, problem, log)
+
+
+@contextlib.contextmanager
+def termination_as_exit() -> Iterator[None]:
+    """Within, SIGTERM raises ``SystemExit(143)``, so that what is running is ended as well; main thread only."""
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _complete(record: Record, script: Script, surroundings: Surroundings, began: datetime, *, quick: bool) -> Record:

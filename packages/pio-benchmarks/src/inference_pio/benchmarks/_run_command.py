@@ -45,6 +45,7 @@ def run(
     NAME is a distribution (pio-core), one benchmark of it (pio-core/scheduler), or a benchmark (scheduler). Exit code 1
     if one fails; the others run all the same.
     """
+    from inference_pio.benchmarks._run import termination_as_exit
     from inference_pio.benchmarks._scripts import find_root, find_scripts, select_scripts
     from inference_pio.benchmarks._text import note, table, write, write_json
     from inference_pio.interfaces import InvalidRequestError
@@ -65,7 +66,8 @@ def run(
     folder = output if output is not None else root / "bench-results" / began.strftime("%Y-%m-%dT%H%M%SZ")
     folder.mkdir(parents=True, exist_ok=True)
     surroundings = _look_around(quick=quick, strict=strict)
-    outcomes = _run_all(chosen * rounds, folder, surroundings, quick=quick, timeout=timeout)
+    with termination_as_exit():
+        outcomes = _run_all(chosen * rounds, folder, surroundings, quick=quick, timeout=timeout)
     failed = [outcome for outcome in outcomes if outcome.problem is not None]
     if as_json:
         write_json({"folder": str(folder), "benchmarks": [_to_json(outcome) for outcome in outcomes]})
