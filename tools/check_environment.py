@@ -1,4 +1,4 @@
-"""Check the environment that runs this file: which distributions of the workspace it holds, and that they import.
+"""Check the environment that runs this file: what of the workspace it holds, how large it is, and that it imports.
 
 Runs inside the environment under test, so it needs nothing but Python.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
 import pkgutil
 import re
 import sys
+from importlib.machinery import ExtensionFileLoader
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,14 +32,25 @@ def main() -> None:
     parser.add_argument(
         "--without", action="append", default=[], metavar="NAME", help="but for this module, which needs an extra"
     )
+    parser.add_argument(
+        "--max-mb", type=int, metavar="N", help="all distributions take at most N megabytes (10^6 bytes)"
+    )
+    parser.add_argument(
+        "--forbid", action="append", default=[], metavar="NAME", help="this distribution must not be there"
+    )
     parser.add_argument("expected", nargs="+", help="the distributions of the workspace that must be there")
     arguments = parser.parse_args()
-    problems = list(check_installed(arguments.expected, arguments.wheels))
+    problems = [
+        *check_installed(arguments.expected, arguments.wheels),
+        *check_forbidden(arguments.forbid),
+        *check_size(arguments.max_mb),
+    ]
     if problems:
         sys.exit("\n".join(problems))
     modules = import_all(arguments.leaf, arguments.without) if arguments.leaf else []
     names = ", ".join(arguments.expected)
-    print(f"environment: of the workspace only the wheels of {names}; {len(modules)} modules imported")
+    size = sum(_installed_bytes(found) for found in distributions()) / 10**6
+    print(f"environment: of the workspace only the wheels of {names}; {len(modules)} modules imported; {size:.1f} MB")
 
 
 def check_installed(expected: list[str], wheels: Path) -> Iterator[str]:
@@ -55,6 +68,25 @@ def check_installed(expected: list[str], wheels: Path) -> Iterator[str]:
             yield f"{name}: not installed from a wheel in {wheels}: {origin or 'from an index'}"
 
 
+def check_forbidden(forbidden: Iterable[str]) -> Iterator[str]:
+    """Those of ``forbidden`` that are installed."""
+    installed = {_canonical(found.name) for found in distributions()}
+    for name in sorted({_canonical(name) for name in forbidden} & installed):
+        yield f"{name}: installed, and must not be needed here"
+
+
+def check_size(max_mb: int | None) -> Iterator[str]:
+    """The size of all distributions together, as their records list their files, if above ``max_mb`` megabytes."""
+    if max_mb is None:
+        return
+    sizes = {found.name: _installed_bytes(found) for found in distributions()}
+    total = sum(sizes.values())
+    if total > max_mb * 10**6:
+        largest = sorted(sizes, key=lambda name: sizes[name], reverse=True)[:5]
+        told = ", ".join(f"{name} {sizes[name] / 10**6:.1f}" for name in largest)
+        yield f"{total / 10**6:.1f} MB are installed, and {max_mb} are allowed; the largest: {told}"
+
+
 def import_all(leaf: str, without: Iterable[str] = ()) -> list[str]:
     """Import the package ``leaf`` and every module below it but those ``without``; returns their names.
 
@@ -63,7 +95,10 @@ def import_all(leaf: str, without: Iterable[str] = ()) -> list[str]:
             module to leave out that is not there.
     """
     package = importlib.import_module(leaf)
-    found = [leaf, *(module.name for module in pkgutil.walk_packages(package.__path__, f"{leaf}."))]
+    found = [
+        leaf,
+        *(module.name for module in pkgutil.walk_packages(package.__path__, f"{leaf}.") if _is_python(module)),
+    ]
     if strays := sorted(set(without) - set(found)):
         message = f"to be left out, but not there: {', '.join(strays)}"
         raise ImportError(message)
@@ -74,6 +109,20 @@ def import_all(leaf: str, without: Iterable[str] = ()) -> list[str]:
             message = f"{name} comes from {module.__file__}, not from the environment {sys.prefix}"
             raise ImportError(message)
     return found
+
+
+def _is_python(module: pkgutil.ModuleInfo) -> bool:
+    """Whether it can be imported: a library for ctypes looks like an extension module, but for what it exports."""
+    found = importlib.util.find_spec(module.name)
+    if found is None or not isinstance(found.loader, ExtensionFileLoader):
+        return True
+    return f"PyInit_{module.name.rpartition('.')[2]}".encode() in Path(found.loader.path).read_bytes()
+
+
+def _installed_bytes(found: Distribution) -> int:
+    """Bytes of its files; what Python compiled of them since does not count."""
+    paths = (Path(str(file.locate())) for file in found.files or () if file.suffix != ".pyc")
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def _is_of_workspace(found: Distribution) -> bool:

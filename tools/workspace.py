@@ -19,6 +19,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Light:
+    """What the environment of a distribution without its extras is held to.
+
+    Attributes:
+        max_mb: Megabytes (10^6 bytes) that everything in it may take; None for any number.
+        without: Distributions that must not be in it.
+    """
+
+    max_mb: int | None
+    without: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """One distribution of the workspace.
 
@@ -57,6 +70,24 @@ class Member:
     def extra_modules(self) -> dict[str, str]:
         """Modules that import only with an extra, and which: ``[tool.pio.extra-modules]``."""
         return {module: str(extra) for module, extra in table(self.document, "tool", "pio", "extra-modules").items()}
+
+    @property
+    def light(self) -> Light:
+        """What it holds an installation without extras to: ``[tool.pio.light]``.
+
+        Raises:
+            ValueError: A key that means nothing, or a value of another type: a limit that is not read holds nobody.
+        """
+        declared = table(self.document, "tool", "pio", "light")
+        limit, without = declared.get("max-mb"), declared.get("without", [])
+        if (
+            declared.keys() - {"max-mb", "without"}
+            or not isinstance(limit, int | None)
+            or not isinstance(without, list)
+        ):
+            message = f"{self.name}: [tool.pio.light] has a number max-mb and a list without, not {dict(declared)}"
+            raise ValueError(message)
+        return Light(max_mb=limit, without=tuple(map(str, without)))
 
     @property
     def programs(self) -> frozenset[str]:

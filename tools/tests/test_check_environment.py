@@ -63,6 +63,28 @@ def test_an_undeclared_distribution_is_found(environment):
     assert (done.returncode, done.stderr) == (1, "pio-base: installed, and nothing declares it\n")
 
 
+def test_a_forbidden_distribution_is_found(environment):
+    """However it is spelled; what is not there may be forbidden."""
+    environment.wheel("pio-top")
+    environment.wheel("pio-heavy")
+    done = environment.run("--forbid", "Pio_Heavy", "--forbid", "torch", "pio-heavy", "pio-top")
+    assert (done.returncode, done.stderr) == (1, "pio-heavy: installed, and must not be needed here\n")
+    done = environment.run("--forbid", "torch", "pio-heavy", "pio-top")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_environment_that_is_too_large_is_found(environment):
+    """The files of all distributions count, and the largest are named."""
+    environment.wheel("pio-top", "# " + "x" * 600_000)
+    environment.wheel("pio-base", "# " + "x" * 500_000)
+    done = environment.run("--max-mb", "1", "pio-base", "pio-top")
+    largest = "pio-top 0.6, pio-base 0.5"
+    assert (done.returncode, done.stderr) == (1, f"1.1 MB are installed, and 1 are allowed; the largest: {largest}\n")
+    done = environment.run("--max-mb", "2", "pio-base", "pio-top")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("; 1.1 MB\n")
+
+
 def test_a_missing_distribution_is_found(environment):
     """What is expected and not there."""
     environment.wheel("pio-top")
@@ -94,6 +116,19 @@ def test_an_import_that_fails_is_found(environment):
     done = environment.run("--import", "inference_pio.top", "pio-top")
     assert done.returncode == 1
     assert "No module named 'inference_pio.base'" in done.stderr
+
+
+def test_a_library_for_ctypes_is_no_module(environment):
+    """It has the suffix of an extension module and none of its functions; a real one that is broken is found."""
+    environment.wheel("pio-top")
+    library = environment.folder / "inference_pio" / "top" / "libtop.so"
+    library.write_bytes(b"\x7fELF nothing of Python")
+    done = environment.run("--import", "inference_pio.top", "pio-top")
+    assert (done.returncode, done.stderr) == (0, "")
+    library.write_bytes(b"\x7fELF PyInit_libtop")
+    done = environment.run("--import", "inference_pio.top", "pio-top")
+    assert done.returncode == 1
+    assert "ImportError" in done.stderr
 
 
 def test_a_module_that_needs_an_extra_is_left_out(environment):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from check_workspace import check
+from workspace import Light, read_members
 
 BASE = "packages/pio-base"
 TOP = "packages/pio-top"
@@ -260,6 +261,22 @@ def test_a_program_is_run_and_not_imported(toy):
     assert len(found(toy)) == 1
     toy.replace("packages/pio-fast/pyproject.toml", extras, f'{extras}[tool.pio]\nprograms = ["cmake"]\n')
     assert found(toy) == []
+
+
+def test_the_limits_of_an_installation_are_read(toy):
+    """Those that are declared; none where nothing is said."""
+    toy.add("pio-fast", extras='[tool.pio.light]\nmax-mb = 150\nwithout = ["torch"]\n')
+    members = read_members(toy.root)
+    assert members["pio-fast"].light == Light(max_mb=150, without=("torch",))
+    assert members["pio-base"].light == Light(max_mb=None, without=())
+
+
+@pytest.mark.parametrize("line", ["max_mb = 150", 'max-mb = "150"', 'without = "torch"'])
+def test_limits_that_nobody_would_read_are_refused(toy, line):
+    """A wrong key or type would leave the installation without a limit."""
+    toy.add("pio-fast", extras=f"[tool.pio.light]\n{line}\n")
+    with pytest.raises(ValueError, match=r"pio-fast: \[tool.pio.light\] has a number max-mb"):
+        read_members(toy.root)["pio-fast"].light  # noqa: B018 - reading is what fails
 
 
 def test_an_unused_dependency_is_found(toy):
