@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from inference_pio.interfaces._weights import WeightMap
 
 ConfigT = TypeVar("ConfigT")
-ReadConfigT = TypeVar("ReadConfigT", contravariant=True)
+ReadConfigT_contra = TypeVar("ReadConfigT_contra", contravariant=True)
 
 
 @runtime_checkable
@@ -112,13 +112,13 @@ class ModelPlugin(Protocol[ConfigT]):
 
 
 @runtime_checkable
-class LowerableModel(Protocol[ReadConfigT]):
+class LowerableModel(Protocol[ReadConfigT_contra]):
     """What a plugin has besides :class:`ModelPlugin` if the native executor can run its models.
 
     Its manifest then names the capability ``native``.
     """
 
-    def lower(self, config: ReadConfigT, *, tied_head: bool) -> object:
+    def lower(self, config: ReadConfigT_contra, *, tied_head: bool) -> object:
         """The model as an ``inference_pio.kernels.Program``; imports no torch.
 
         Its parameters are named as the targets of the plugin's :class:`WeightMap`; a tied head takes the name of the
