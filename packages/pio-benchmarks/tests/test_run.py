@@ -49,7 +49,7 @@ def test_names_select_distributions_and_benchmarks(checkout):
 def test_what_is_no_checkout(tmp_path):
     """A folder without a workspace above it, and files that are no TOML."""
     with pytest.raises(ModelNotFoundError, match="no workspace of distributions"):
-        find_root(tmp_path)
+        find_root(Path(tmp_path.anchor))
     (tmp_path / "pyproject.toml").write_text("nonsense")
     with pytest.raises(MalformedFileError, match="is no TOML"):
         find_root(tmp_path)
