@@ -8,12 +8,22 @@ namespace pio {
 
 // 32 inputs of a row as int8: x = scale * values, scale = max |x| / 127. What a product with one block of weights needs
 // lies together.
+//
+// An input that is more than kOutlierRatio times as large as any other of its block would leave these few steps. It is
+// kept apart, exactly, and its value is 0 (Dettmers et al. 2022, arXiv:2208.07339, do so with whole columns).
 struct QuantBlock {
     int8_t values[32];
     float scale;
-    float offset;     // scale * sum of the values: what a minimum of a weight block is multiplied with
+    float offset;     // sum of the inputs as they are kept: what a minimum of a weight block is multiplied with
     int32_t sums[2];  // of the values of either half, for formats with a zero point
 };
+
+struct Outlier {
+    int32_t input;  // its column
+    float value;
+};
+
+constexpr float kOutlierRatio = 2.0f;
 
 // Rows of activations as the products read them, each prepared only if some segment wants it. Rows are padded with zeros
 // to whole tiles: `stride` numbers per row.
@@ -22,6 +32,8 @@ struct Rows {
     int32_t columns;
     int32_t stride;      // columns, rounded up to 32
     QuantBlock* blocks;  // (count, stride / 32)
+    Outlier* outliers;   // (count, stride / 32): those of a row one after the other, at most one of each block
+    int32_t* num_outliers;  // (count,)
     uint16_t* bf16;      // (count, stride), rounded to nearest even
     float* f32;          // (count, stride)
 };

@@ -116,7 +116,11 @@ class Arena {
 Rows take_rows(Arena& arena, int32_t count, int32_t width, uint32_t kinds) {
     Rows rows{};
     const int64_t numbers = static_cast<int64_t>(count) * padded(width);
-    if (kinds & kRowsI8) rows.blocks = arena.take<QuantBlock>(numbers / kTileInputs);
+    if (kinds & kRowsI8) {
+        rows.blocks = arena.take<QuantBlock>(numbers / kTileInputs);
+        rows.outliers = arena.take<Outlier>(numbers / kTileInputs);
+        rows.num_outliers = arena.take<int32_t>(count);
+    }
     if (kinds & kRowsBF16) rows.bf16 = arena.take<uint16_t>(numbers);
     if (kinds & kRowsF32) rows.f32 = arena.take<float>(numbers);
     return rows;

@@ -40,6 +40,7 @@ class Norm(ctypes.Structure):
     _fields_ = (("weight", ctypes.c_void_p), ("eps", ctypes.c_float), ("offset", ctypes.c_float))
 
 
+OUTLIER = np.dtype([("input", "<i4"), ("value", "<f4")])
 QUANT_BLOCK = np.dtype([("values", "i1", 32), ("scale", "<f4"), ("offset", "<f4"), ("sums", "<i4", 2)])
 
 
@@ -49,6 +50,8 @@ class Rows(ctypes.Structure):
         ("columns", ctypes.c_int32),
         ("stride", ctypes.c_int32),
         ("blocks", ctypes.c_void_p),
+        ("outliers", ctypes.c_void_p),
+        ("num_outliers", ctypes.c_void_p),
         ("bf16", ctypes.c_void_p),
         ("f32", ctypes.c_void_p),
     )
@@ -216,9 +219,12 @@ class Prepared:
         self.stride = -(-self.columns // 32) * 32
         self.blocks = np.empty((self.count, self.stride // 32), QUANT_BLOCK)
         self.blocks[:] = (77, np.nan, np.nan, 7777)
+        self.outliers = np.empty((self.count, self.stride // 32), OUTLIER)
+        self.outliers[:] = (77, np.nan)
+        self.num_outliers = np.full(self.count, 7777, np.int32)
         self.bf16 = np.full((self.count, self.stride), 0x7FC0, np.uint16)
         self.f32 = np.full((self.count, self.stride), np.nan, np.float32)
-        arrays = (self.blocks, self.bf16, self.f32)
+        arrays = (self.blocks, self.outliers, self.num_outliers, self.bf16, self.f32)
         self.rows = Rows(self.count, self.columns, self.stride, *(array.ctypes.data for array in arrays))
         for row in range(self.count):
             # Its own memory, so that reading past the row's end shows in sanitizers.
@@ -242,7 +248,16 @@ class Prepared:
         quants = matrix.quants.reshape(-1, 2 * tiles, 16)
         sums = np.einsum("nbk,rbk->nrb", values, quants) * factors[:, None] * matrix.scales[:, ::16]
         minima = matrix.minima[:, ::32] * self.offsets[rows].astype(np.float64)[:, None]
-        return Terms(sums.sum(2) + minima.sum(2), np.abs(sums).sum(2) + np.abs(minima).sum(2), 3 * tiles)
+        apart = self.apart()[rows] @ (matrix.scales * matrix.quants).T
+        magnitude = np.abs(sums).sum(2) + np.abs(minima).sum(2) + np.abs(self.apart()[rows]) @ np.abs(matrix.weights).T
+        return Terms(sums.sum(2) + minima.sum(2) + apart, magnitude, 3 * tiles + int(self.num_outliers.max(initial=0)))
+
+    def apart(self) -> NDArray[np.float64]:
+        """The outliers where they stand, zeros elsewhere, (count, stride)."""
+        inputs = np.zeros((self.count, self.stride))
+        for row, number in enumerate(self.num_outliers):
+            inputs[row, self.outliers["input"][row, :number]] = self.outliers["value"][row, :number]
+        return inputs
 
 
 def bound(terms: Terms) -> NDArray[np.float64]:
@@ -435,14 +450,39 @@ def test_no_rows_and_no_strips_write_nothing(kernels: Kernels, rng: np.random.Ge
 # --- Rows -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("form", sorted(QUANTISED), ids=lambda form: FORMATS[form])
+@pytest.mark.parametrize("count", [1, 3, 8, 13])
+def test_outliers_count_exactly(kernels: Kernels, rng: np.random.Generator, form: int, count: int) -> None:
+    """One input far beyond the others of its block costs them no steps, wherever it stands, and is not rounded."""
+    matrix = random_matrix(rng, form, 23, 160, bias=True)
+    x = rng.standard_normal((count, 160)).astype(np.float32)
+    places = rng.integers(0, 32, (count, 5)) + np.arange(0, 160, 32)
+    np.put_along_axis(x, places[:, :4], rng.choice([-1e3, 40.0, 1e4], (count, 4)).astype(np.float32), axis=1)
+    x[:, 128:130] = 50.0  # two that are as large: neither is one
+    rows = Prepared(kernels, x)
+    assert rows.num_outliers.tolist() == [4] * count
+    np.testing.assert_array_equal(rows.outliers["input"][:, :4], places[:, :4])
+    y = np.empty((count, 23), np.float32)
+    run_linear(kernels, rows, matrix, y)
+    terms = rows.terms(matrix, np.arange(count))
+    bias = 0.0 if matrix.bias is None else matrix.bias
+    assert np.all(np.abs(y - (terms.exact + bias)) <= bound(terms) + EPSILON * np.abs(y))
+
+
 @pytest.mark.parametrize("columns", [1, 15, 16, 17, 31, 32, 33, 48, 96, 100, 576])
 def test_prepare_quantises_blocks(kernels: Kernels, rng: np.random.Generator, columns: int) -> None:
-    """Each block of 32 has its largest magnitude at 127, sums and offset fit, and padding is zero."""
+    """Each block of 32 has its largest magnitude at 127, sums and offset fit, padding is zero, outliers are apart."""
     x = (rng.standard_normal((3, columns)) * 10 ** rng.uniform(-6, 6, (3, 1))).astype(np.float32)
     rows = Prepared(kernels, x)
     padded = np.zeros((3, rows.stride), np.float32)
     padded[:, :columns] = x
-    blocks = padded.reshape(3, -1, 32)
+    apart = rows.apart().astype(np.float32)
+    two = np.sort(np.abs(padded.reshape(3, -1, 32)), axis=2)[..., -2:]
+    np.testing.assert_array_equal(
+        (apart.reshape(3, -1, 32) != 0).sum(2), (two[..., 1] > 2 * two[..., 0]) & (two[..., 0] > 0)
+    )
+    np.testing.assert_array_equal(apart[apart != 0], padded[apart != 0])
+    blocks = (padded - apart).reshape(3, -1, 32)
     largest = np.abs(blocks).max(2)
     np.testing.assert_array_equal(rows.scales, largest / np.float32(127))
     with np.errstate(divide="ignore"):
@@ -450,7 +490,8 @@ def test_prepare_quantises_blocks(kernels: Kernels, rng: np.random.Generator, co
     np.testing.assert_array_equal(rows.values.reshape(blocks.shape), np.rint(blocks * inverse[..., None]))
     np.testing.assert_array_equal(rows.sums, rows.values.reshape(3, -1, 16).sum(2, dtype=np.int32))
     sums = rows.values.reshape(blocks.shape).sum(2, dtype=np.int32)
-    np.testing.assert_array_equal(rows.offsets, rows.scales * sums.astype(np.float32))
+    exact = apart.reshape(3, -1, 32).sum(2, dtype=np.float32)
+    np.testing.assert_allclose(rows.offsets, rows.scales * sums.astype(np.float32) + exact, rtol=3e-7, atol=0)
     np.testing.assert_array_equal(rows.f32, padded)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from inference_pio.interfaces import UnsupportedError
 from inference_pio.kernels import TileFormat, pack_reference, unpack
-from inference_pio.kernels._numbers import bf16_bits, bf16_values, quantised_blocks
+from inference_pio.kernels._numbers import bf16_bits, bf16_values, quantised_activations, quantised_blocks
 from inference_pio.kernels._pack import half_split_order, pack
 from inference_pio.kernels._tiles import packed_bytes
 
@@ -145,3 +145,13 @@ def test_quantised_blocks_are_off_by_half_a_step(columns):
         largest = np.abs(block).max(axis=1)
         np.testing.assert_allclose(np.abs(kept).max(axis=1), largest, rtol=1e-6)
         assert (np.abs(kept - block) <= largest[:, None] / 254 * 1.0001).all()
+
+
+def test_outliers_of_activations_are_kept_apart():
+    """What is more than twice as large as the rest of its block stays itself, and the rest has the steps of its own."""
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 64)).astype(np.float32)
+    x[0, 40], x[1, 3], x[1, 5] = 300.0, 90.0, -90.0
+    rounded = quantised_activations(x)
+    assert rounded[0, 40] == 300.0
+    assert np.abs(rounded[0] - x[0]).max() <= 1 / 254
+    assert np.abs(rounded[1, :32] - x[1, :32]).max() > 1 / 254

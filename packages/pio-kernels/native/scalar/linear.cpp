@@ -10,6 +10,7 @@ namespace {
 // Quantised weights d (q - zero) or d q + m meet activations s v (see Rows):
 //   sum_k d (q_k - zero) s v_k = d s sum_k (q_k - zero) v_k        the last sum in integers, half block by half block
 //   sum_k m s v_k              = m (s sum_k v_k)                   the offset of the block
+// Outliers are not in it, but for the offset.
 float tile_product(uint32_t format, const uint8_t* tile, int r, const Rows& x, int64_t row, int32_t block) {
     const int64_t first = row * x.stride + kTileInputs * block;
     float y = 0.0f;
@@ -29,6 +30,18 @@ float tile_product(uint32_t format, const uint8_t* tile, int r, const Rows& x, i
     return has_minima(format) ? y + number(format, tile, r, 1) * input.offset : y;
 }
 
+// The outliers' share, d (q - zero) x each. What a minimum takes of them is in the offsets.
+float outliers_product(uint32_t format, const uint8_t* strip, int r, const Rows& x, int64_t row) {
+    float y = 0.0f;
+    for (int32_t i = 0; i < x.num_outliers[row]; ++i) {
+        const Outlier& outlier = x.outliers[row * (x.stride / 32) + i];
+        const uint8_t* tile = strip + outlier.input / kTileInputs * tile_bytes(format);
+        const int k = outlier.input % kTileInputs;
+        y += scale(format, tile, r, k) * static_cast<float>(quant(format, tile, r, k)) * outlier.value;
+    }
+    return y;
+}
+
 // W x + b for output 16 * strip + r
 float product(const Segment& weights, int32_t strip, int r, const Rows& x, int64_t row) {
     const int32_t tiles = x.stride / kTileInputs;
@@ -37,6 +50,7 @@ float product(const Segment& weights, int32_t strip, int r, const Rows& x, int64
     for (int32_t block = 0; block < tiles; ++block, tile += tile_bytes(weights.format)) {
         y += tile_product(weights.format, tile, r, x, row, block);
     }
+    if (weights.format <= kTileQ8) y += outliers_product(weights.format, tile - tiles * tile_bytes(weights.format), r, x, row);
     return weights.bias ? y + weights.bias[kTileRows * strip + r] : y;
 }
 

@@ -27,6 +27,7 @@ struct TileTraits {
     static constexpr bool kHalves = Format == kTileQ6;
     static constexpr int kBits = Format <= kTileQ4Min ? 4 : Format <= kTileQ5Min ? 5 : Format == kTileQ6 ? 6 : 8;
     static constexpr int kZero = kMinima ? 0 : kBits == 8 ? kEightBitZero : 1 << (kBits - 1);
+    static constexpr float kStoredZero = kMinima ? 0.0f : 1 << (kBits - 1);
     static constexpr int kQuantBytes = 64 * kBits;
     static constexpr int kBytes = Format == kTileF32    ? 2048
                                   : Format >= kTileBF16 ? 1024
@@ -45,6 +46,28 @@ struct Tile {
     F32x16 scale;   // of all inputs, or of the first half
     F32x16 second;  // minimum, or scale of the second half
 };
+
+// d (q - zero) of input k of each row. Minima are not in it: an outlier is part of the offset that they multiply.
+template <uint32_t Format>
+PIO_INLINE F32x16 weights_of_input(const uint8_t* tile, int k) {
+    using Traits = TileTraits<Format>;
+    const int group = k / 4, byte = 8 * (k % 4);
+    F32x16 quants;
+    if constexpr (Traits::kBits == 8) {
+        quants = to_float(bits_at(tile + 64 * group, byte, 255));
+    } else {
+        quants = to_float(bits_at(tile + 64 * (group % 4), byte + 4 * (group / 4), 15));
+    }
+    if constexpr (Traits::kBits == 5) {
+        quants = multiply_add(to_float(bits_at(tile + 256, byte + group, 1)), broadcast(16.0f), quants);
+    }
+    if constexpr (Traits::kBits == 6) {
+        const F32x16 upper = to_float(bits_at(tile + 256 + 64 * (group / 4), byte + 2 * (group % 4), 3));
+        quants = multiply_add(upper, broadcast(16.0f), quants);
+    }
+    const F32x16 scale = load_f16(tile + Traits::kQuantBytes + (Traits::kHalves && k >= 16 ? 32 : 0));
+    return multiply(scale, subtract(quants, broadcast(Traits::kStoredZero)));
+}
 
 // The low four bits of inputs 0..15 and of 16..31 share bytes.
 PIO_INLINE void unpack_nibbles(const uint8_t* tile, Bytes64* quants) {
@@ -122,6 +145,18 @@ PIO_UNROLL
 // The sums below keep rows' addresses and accumulators in variables of their own: what a caller's array holds, the
 // compiler would have to write back after each tile.
 
+// acc + what the outliers of a row add
+template <uint32_t Format>
+PIO_INLINE F32x16 add_outliers(const uint8_t* strip, const Rows& x, int64_t row, F32x16 acc) {
+    const Outlier* outlier = x.outliers + row * (x.stride / 32);
+    const Outlier* end = outlier + x.num_outliers[row];
+    for (; outlier != end; ++outlier) {
+        const uint8_t* tile = strip + outlier->input / 32 * TileTraits<Format>::kBytes;
+        acc = multiply_add(weights_of_input<Format>(tile, outlier->input % 32), broadcast(outlier->value), acc);
+    }
+    return acc;
+}
+
 template <uint32_t Format, int M>
 PIO_INLINE void sum_quantised(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* sums) {
     constexpr int kBytes = TileTraits<Format>::kBytes;
@@ -132,13 +167,15 @@ PIO_INLINE void sum_quantised(const uint8_t* strip, const Rows& x, const int64_t
         inputs[m] = x.blocks + rows[m] * blocks;
         acc[m] = zeros();
     }
-    for (int32_t block = 0; block < blocks; ++block, strip += kBytes) {
-        prefetch_tile<kBytes>(strip);
-        const Tile tile = unpack<Format>(strip);
+    const uint8_t* bytes = strip;
+    for (int32_t block = 0; block < blocks; ++block, bytes += kBytes) {
+        prefetch_tile<kBytes>(bytes);
+        const Tile tile = unpack<Format>(bytes);
 PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = add_block<Format>(tile, inputs[m][block], acc[m]);
     }
-    for (int m = 0; m < M; ++m) sums[m] = acc[m];
+PIO_UNROLL
+    for (int m = 0; m < M; ++m) sums[m] = add_outliers<Format>(strip, x, rows[m], acc[m]);
 }
 
 template <int M>

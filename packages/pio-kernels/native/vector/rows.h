@@ -39,13 +39,55 @@ inline void norm(const float* x, const Norm& norm, int32_t columns, float* y) {
     }
 }
 
-// One block of 32 inputs as int8: see scalar::prepare.
+// Bits of the largest magnitude: they order as the magnitudes do, and those of NaN come last.
+PIO_INLINE int32_t largest_magnitude(F32x16 low, F32x16 high) {
+    return largest(maximum(bits_of(absolute(low)), bits_of(absolute(high))));
+}
+
+PIO_INLINE float float_of_bits(int32_t bits) {
+    float x;
+    __builtin_memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// The only input of magnitude `magnitude`, or -1 if there are several.
+inline int only_input_of(const float* x, float magnitude) {
+    int found = -1;
+    for (int i = 0; i < 32; ++i) {
+        if (x[i] != magnitude && x[i] != -magnitude) continue;
+        if (found >= 0) return -1;
+        found = i;
+    }
+    return found;
+}
+
+// Takes the outlier out of a block of finite inputs whose largest magnitude is `magnitude`, notes it, and changes
+// `magnitude` to that of the rest; 0 if there is none. See scalar/rows.cpp.
+PIO_INLINE float take_outlier(F32x16& low, F32x16& high, float& magnitude, int32_t row, int32_t block, Rows& out) {
+    const F32x16 most = broadcast(magnitude);
+    const F32x16 low_rest = select_less(absolute(low), most, low, zeros());
+    const F32x16 high_rest = select_less(absolute(high), most, high, zeros());
+    const float second = float_of_bits(largest_magnitude(low_rest, high_rest));
+    if (second < kSmallestBlock || magnitude <= kOutlierRatio * second) return 0.0f;
+    float x[32];
+    store(x, low);
+    store(x + 16, high);
+    const int apart = only_input_of(x, magnitude);
+    if (apart < 0) return 0.0f;
+    Outlier* outliers = out.outliers + static_cast<int64_t>(row) * (out.stride / 32);
+    outliers[out.num_outliers[row]++] = {32 * block + apart, x[apart]};
+    low = low_rest;
+    high = high_rest;
+    magnitude = second;
+    return x[apart];
+}
+
+// One block of 32 inputs as int8: see scalar/rows.cpp.
 PIO_INLINE void prepare_int8(F32x16 low, F32x16 high, int32_t row, int32_t block, Rows& out) {
-    // Bits of magnitudes order as the magnitudes do, and those of NaN come last.
-    const int32_t bits = largest(maximum(bits_of(absolute(low)), bits_of(absolute(high))));
-    float magnitude;
-    __builtin_memcpy(&magnitude, &bits, sizeof magnitude);
+    const int32_t bits = largest_magnitude(low, high);
+    float magnitude = float_of_bits(bits);
     const bool finite = bits < 0x7f800000;
+    const float exact = finite ? take_outlier(low, high, magnitude, row, block, out) : 0.0f;
     const bool quantised = finite && magnitude >= kSmallestBlock;
     const F32x16 inverse = broadcast(quantised ? 127.0f / magnitude : 0.0f);
     const I32x16 low_values = quantised ? to_int(multiply(low, inverse)) : broadcast(int32_t{0});
@@ -57,10 +99,11 @@ PIO_INLINE void prepare_int8(F32x16 low, F32x16 high, int32_t row, int32_t block
     to.sums[0] = sum(low_values);
     to.sums[1] = sum(high_values);
     to.scale = scale;
-    to.offset = scale * static_cast<float>(to.sums[0] + to.sums[1]);
+    to.offset = scale * static_cast<float>(to.sums[0] + to.sums[1]) + exact;
 }
 
 inline void prepare(const float* x, uint32_t kinds, int32_t row, Rows& out) {
+    if (kinds & kRowsI8) out.num_outliers[row] = 0;
     for (int32_t i = 0; i < out.stride; i += 32) {
         const int32_t left = out.columns - i;
         const F32x16 low = left >= 16 ? load(x + i) : load(x + i, left);

@@ -162,6 +162,14 @@ PIO_INLINE Bytes64 shift(Bytes64 a) {
     if constexpr (Bits < 0) return {_mm256_srli_epi16(a.low, -Bits), _mm256_srli_epi16(a.high, -Bits)};
     return a;
 }
+// (x[r] >> shift) & mask for 16 words
+PIO_INLINE I32x16 bits_at(const uint8_t* x, int shift, int32_t mask) {
+    const Bytes64 words = load_bytes(x);
+    const __m128i count = _mm_cvtsi32_si128(shift);
+    const __m256i bits = _mm256_set1_epi32(mask);
+    return {_mm256_and_si256(_mm256_srl_epi32(words.low, count), bits),
+            _mm256_and_si256(_mm256_srl_epi32(words.high, count), bits)};
+}
 // 8-bit quants as `dot` takes them
 PIO_INLINE Bytes64 eight_bit_quants(Bytes64 a) {
     if constexpr (kEightBitZero != 0) return a;

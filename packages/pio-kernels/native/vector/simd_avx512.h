@@ -89,6 +89,11 @@ PIO_INLINE Bytes64 shift(Bytes64 a) {
     if constexpr (Bits < 0) return _mm512_srli_epi16(a, -Bits);
     return a;
 }
+// (x[r] >> shift) & mask for 16 words
+PIO_INLINE I32x16 bits_at(const uint8_t* x, int shift, int32_t mask) {
+    const __m512i shifted = _mm512_srl_epi32(_mm512_loadu_si512(x), _mm_cvtsi32_si128(shift));
+    return _mm512_and_si512(shifted, _mm512_set1_epi32(mask));
+}
 // 8-bit quants as `dot` takes them
 PIO_INLINE Bytes64 eight_bit_quants(Bytes64 a) { return a; }
 

@@ -176,6 +176,14 @@ PIO_INLINE Bytes64 shift(Bytes64 a) {
         return a.quads[q];
     });
 }
+// (x[r] >> shift) & mask for 16 words
+PIO_INLINE I32x16 bits_at(const uint8_t* x, int shift, int32_t mask) {
+    const Bytes64 words = load_bytes(x);
+    return each_int([&](int q) {
+        const uint32x4_t shifted = vshlq_u32(vreinterpretq_u32_u8(words.quads[q]), vdupq_n_s32(-shift));
+        return vandq_s32(vreinterpretq_s32_u32(shifted), vdupq_n_s32(mask));
+    });
+}
 // 8-bit quants as `dot` takes them
 PIO_INLINE Bytes64 eight_bit_quants(Bytes64 a) {
     return each_bytes([&](int q) { return veorq_u8(a.quads[q], vdupq_n_u8(128)); });

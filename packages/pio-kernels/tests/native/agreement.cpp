@@ -27,12 +27,14 @@ float random_number() { return static_cast<float>(static_cast<int32_t>(random_bi
 
 struct Arrays {
     pio::QuantBlock blocks[kCount * kMaxColumns / 32];
+    pio::Outlier outliers[kCount * kMaxColumns / 32];
+    int32_t num_outliers[kCount];
     uint16_t bf16[kCount * kMaxColumns];
     float f32[kCount * kMaxColumns];
 
     pio::Rows rows(int columns) {
         const int stride = (columns + 31) / 32 * 32;
-        return {kCount, columns, stride, blocks, bf16, f32};
+        return {kCount, columns, stride, blocks, outliers, num_outliers, bf16, f32};
     }
 };
 
@@ -96,13 +98,19 @@ bool close(const char* what, const float* a, const float* b, int n, float tolera
 }
 
 bool rows_agree(const pio::Kernels& plain, const pio::Kernels& vector, int columns) {
-    for (int i = 0; i < kCount * columns; ++i) x[i] = random_number();
+    for (int i = 0; i < kCount * columns; ++i) x[i] = i % 75 == 3 ? 30.0f * random_number() : random_number();
     pio::Rows a = expected_rows.rows(columns), b = actual_rows.rows(columns);
     for (int row = 0; row < kCount; ++row) {
         plain.prepare(x + row * columns, 7, row, a);
         vector.prepare(x + row * columns, 7, row, b);
     }
     const size_t n = static_cast<size_t>(kCount) * static_cast<size_t>(a.stride);
+    for (int row = 0; row < kCount; ++row) {
+        const size_t found = static_cast<size_t>(a.num_outliers[row]);
+        const int64_t at = static_cast<int64_t>(row) * (a.stride / 32);
+        if (a.num_outliers[row] != b.num_outliers[row]) return false;
+        if (!same("outliers", a.outliers + at, b.outliers + at, found * sizeof(pio::Outlier))) return false;
+    }
     if (!same("blocks", a.blocks, b.blocks, n / 32 * sizeof(pio::QuantBlock)) || !same("bf16", a.bf16, b.bf16, 2 * n) ||
         !same("f32", a.f32, b.f32, 4 * n)) {
         return false;

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from inference_pio.kernels._numbers import bf16_bits, bf16_values, quantised_blocks
+from inference_pio.kernels._numbers import bf16_bits, bf16_values, quantised_activations, quantised_blocks
 from inference_pio.kernels._program import Attention, Embed, Experts, Head, Linear, Rotary, Route
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Interpreter:
         x = self._norm(op.norm, buffers[op.input])
         gate_up, down = self._values[op.gate_up], self._values[op.down]
         if op.gate_up in self._quantised:
-            x = quantised_blocks(x).astype(self._dtype)
+            x = quantised_activations(x).astype(self._dtype)
         numbers = buffers[op.experts].astype(np.int64)
         added = np.zeros_like(buffers[op.out])
         for token, choice in np.ndindex(*numbers.shape):
@@ -173,14 +173,14 @@ class Interpreter:
             gate, up = np.split(gate_up[expert] @ x[token], 2)
             inner = _activate(op.activation, gate) * up
             if op.down in self._quantised:
-                inner = quantised_blocks(inner).astype(self._dtype)
+                inner = quantised_activations(inner).astype(self._dtype)
             added[token] += buffers[op.weights][token, choice] * (down[expert] @ inner)
         buffers[op.out][:] += added
 
     def _product(self, name: str, x: Array) -> Array:
         """``x @ W.T``: (N, columns) to (N, rows)."""
         if name in self._quantised:
-            x = quantised_blocks(x).astype(self._dtype)
+            x = quantised_activations(x).astype(self._dtype)
         y: Array = x @ self._values[name].T
         return y
 

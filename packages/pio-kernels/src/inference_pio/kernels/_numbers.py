@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 BLOCK = 32
 """Inputs that share one scale when activations are quantised."""
 
+OUTLIER_RATIO = 2
+"""An input more than so many times as large as any other of its block is kept apart."""
+
 
 def bf16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Bit patterns of the nearest bfloat16, ties to even; a NaN stays one. The shape stays."""
@@ -24,6 +27,27 @@ def bf16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 def bf16_values(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """The float32 values of bfloat16 bit patterns. The shape stays."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def quantised_activations(rows: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Rows as products with quantised weights read them: blocks of 32 as int8, but for their outliers.
+
+    Args:
+        rows: (..., columns).
+
+    Returns:
+        The same shape, float32.
+    """
+    x = np.asarray(rows, dtype=np.float32)
+    padding = -x.shape[-1] % BLOCK
+    blocks = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)]).reshape(*x.shape[:-1], -1, BLOCK)
+    magnitudes = np.abs(blocks)
+    ordered = np.sort(magnitudes, axis=-1)
+    largest, second = ordered[..., -1:], ordered[..., -2:-1]
+    apart = (magnitudes == largest) & (largest > OUTLIER_RATIO * second) & (second > 0)
+    rounded = quantised_blocks(np.where(apart, 0, blocks)) + np.where(apart, blocks, 0)
+    kept: NDArray[np.float32] = rounded.reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
+    return kept
 
 
 def quantised_blocks(rows: NDArray[np.floating], block: int = BLOCK) -> NDArray[np.float32]:
