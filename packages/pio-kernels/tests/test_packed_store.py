@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
+import pickle
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -232,11 +233,44 @@ def test_a_folder_in_place_of_a_copy_is_not_opened(tmp_path, load, caplog):
     assert not list(store.folder.glob("*.tmp"))
 
 
-def save_many(folder, key, layout, data):
-    store = PackedStore(folder)
-    for _ in range(20):
-        store.save(key, layout, data, label="same")
-        assert store.open(key, layout) is not None
+SAVES_MANY = """
+import pickle, sys
+from inference_pio.kernels import PackedStore
+folder, key, layout, data = pickle.load(sys.stdin.buffer)
+store = PackedStore(folder)
+for _ in range(20):
+    store.save(key, layout, data, label="same")
+    assert store.open(key, layout) is not None
+"""
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link to itself", "link to nothing"])
+def test_what_is_no_file_is_neither_waited_for_nor_listed(kind, tmp_path, load):
+    """Whatever has the name of a copy: listing, clearing and loading end, and leave alone what is no copy."""
+    if sys.platform == "win32":
+        pytest.skip("has no FIFOs, and links need a privilege")
+    store = PackedStore(tmp_path)
+    expected = load(store)
+    path = the_file(tmp_path)
+    path.unlink()
+    {
+        "fifo": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "link to itself": lambda: path.symlink_to(path),
+        "link to nothing": lambda: path.symlink_to(tmp_path / "nothing"),
+    }[kind]()
+    assert store.list() == []
+    assert store.clear() == 0
+    assert path.is_symlink() or path.exists()
+    np.testing.assert_array_equal(load(store).values("table"), expected.values("table"))
+
+
+def test_a_file_in_place_of_the_folder_is_told_of_once(tmp_path, load, caplog):
+    """No copy can be there, which is not worth a word; that none can be kept is worth one."""
+    (tmp_path / "file").touch()
+    with caplog.at_level(logging.WARNING):
+        assert not load(PackedStore(tmp_path / "file" / "packed")).cached
+    assert [record.message.partition(" in ")[0] for record in caplog.records] == ["packed weights cannot be kept"]
 
 
 def test_concurrent_writers_leave_a_whole_copy(tmp_path, source, load):
@@ -246,7 +280,13 @@ def test_concurrent_writers_leave_a_whole_copy(tmp_path, source, load):
     layout = lay_out(program(), plan_weights(program(), source, MAP, tied_head=True), "auto")
     key = the_file(folder).stem
     data = PackedStore(folder).open(key, layout).copy()
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        pool.starmap(save_many, [(folder, key, layout, data)] * 3)
+    command = [sys.executable, "-c", SAVES_MANY]
+    writers = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(3)]
+    for writer in writers:
+        writer.stdin.write(pickle.dumps((folder, key, layout, data)))
+        writer.stdin.flush()
+    for writer in writers:
+        _, err = writer.communicate(timeout=60)
+        assert writer.returncode == 0, err
     np.testing.assert_array_equal(PackedStore(folder).open(key, layout), data)
     assert not list(folder.glob("*.tmp"))
