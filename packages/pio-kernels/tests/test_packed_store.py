@@ -46,7 +46,7 @@ def the_file(folder):
 
 
 def test_a_second_start_finds_the_copy(tmp_path, load):
-    """The same values, mapped read-only, and progress that ends."""
+    """The same values, read-only, and progress that ends."""
     store = PackedStore(tmp_path / "deep" / "folder")
     first = load(store)
     seen: list[tuple[int, int]] = []
