@@ -1,4 +1,4 @@
-"""The parameters of a program in memory, in tiles: packed from a checkpoint, or mapped from a copy packed before."""
+"""The parameters of a program in memory, in tiles: packed from a checkpoint, or read from a copy packed before."""
 
 from __future__ import annotations
 
