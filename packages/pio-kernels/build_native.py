@@ -260,7 +260,7 @@ def _compile(source: Path, target: Target, compiler: Compiler, folder: Path) -> 
 
 
 def _link(objects: list[Path], target: Target, compiler: Compiler, folder: Path) -> Path:
-    flags = ("-shared", *target.link, *compiler.flags)
+    flags = ("-shared", *_without_runtime(target, compiler), *target.link, *compiler.flags)
     # Windows' linker leaves more files beside the library, so that it has a folder of its own.
     place = folder / _hash([compiler.identity, *flags, *(path.name for path in objects)])
     result = place / target.library
@@ -274,6 +274,14 @@ def _link(objects: list[Path], target: Target, compiler: Compiler, folder: Path)
             new.replace(result)
     place.touch()
     return result
+
+
+def _without_runtime(target: Target, compiler: Compiler) -> tuple[str, ...]:
+    """Flags that leave out what Zig compiles, for longer than a kernel, before it links anything for the first time.
+
+    The library needs none of it, but what checks it at run time does, which only more flags ask for.
+    """
+    return ("-nostdlib", "-lc") if compiler.is_zig and target.library == _ELF[0] and not compiler.flags else ()
 
 
 def _with_headers(source: Path) -> set[Path]:
