@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -255,6 +257,31 @@ def test_rows_without_logits_and_empty_steps(small):
         logit_rows=batch.logit_rows[:0],
     )
     assert runtime.step(nothing).shape == (0, 99)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("use", [True, False])
+def test_a_forked_process_neither_waits_nor_differs(use, random_parameters, make_paging):
+    """Threads do not survive a fork: the child computes the same with new ones, and frees nothing it cannot."""
+    program = PROGRAMS["llama"]
+    parameters = random_parameters(program, np.random.default_rng(0))
+    paging = make_paging(np.random.default_rng(5), [FULL], page_size=16, vocab_size=program.vocab_size)
+    with Runtime(program, parameters, paging.caches, [FULL], page_size=16, max_tokens=80, threads=3) as runtime:
+        batch = paging.batch({0: 20}, every_row=True)
+        expected = runtime.step(batch).copy()
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                signal.alarm(20)
+                same = not use or (np.array_equal(runtime.step(batch), expected))
+                runtime.close()
+                status = 0 if same else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        np.testing.assert_array_equal(runtime.step(batch), expected)
 
 
 def test_copied_pages_serve_as_the_originals(small):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from typing import TYPE_CHECKING, Self
 
@@ -56,7 +57,8 @@ def page_bytes(kv_format: KVFormat, page_size: int, kv_heads: int, head_size: in
 class Runtime:
     """Runs a program over steps of the engine, natively, keeping keys and values in pages of its own.
 
-    Not to be used from several threads at once. A context manager that closes it.
+    Not to be used from several threads at once. A context manager that closes it. In a forked process it starts threads
+    of its own when it is first used there.
 
     Args:
         program: What to run.
@@ -113,14 +115,9 @@ class Runtime:
         self._logits = np.empty((0, program.vocab_size), dtype=np.float32)
         self._tables = (GroupTablesStruct * len(caches))()
         self._batch = BatchStruct(num_groups=len(caches), groups=ctypes.addressof(self._tables))
-        handle = self._library.pio_runtime_new(ctypes.addressof(self._native.struct), chosen.index, self.threads)
-        if not handle:
-            raise DoesNotFitError(
-                f"no memory or threads for steps of {max_tokens} tokens on {self.threads} threads",
-                hint="use fewer tokens per step",
-            )
-        self._handle: int | None = handle
-        self._free = weakref.finalize(self, self._library.pio_runtime_free, handle)
+        self._isa_index = chosen.index
+        self._handle: int | None = None
+        self._start()
 
     def __enter__(self) -> Self:
         return self
@@ -227,6 +224,23 @@ class Runtime:
     def _open(self) -> int:
         if self._handle is None:
             raise ValueError("the runtime is closed")
+        if self._process != os.getpid():
+            # A fork copies memory but no thread: weights and cache are here, who shared the work is not.
+            self._free.detach()
+            return self._start()
+        return self._handle
+
+    def _start(self) -> int:
+        """Take threads and intermediate memory, in this process."""
+        handle = self._library.pio_runtime_new(ctypes.addressof(self._native.struct), self._isa_index, self.threads)
+        if not handle:
+            raise DoesNotFitError(
+                f"no memory or threads for steps of {self._max_tokens} tokens on {self.threads} threads",
+                hint="use fewer tokens per step",
+            )
+        self._process = os.getpid()
+        self._free = weakref.finalize(self, _free, self._library, int(handle), self._process)
+        self._handle = int(handle)
         return self._handle
 
     def _make_caches(
@@ -259,6 +273,12 @@ class Runtime:
                 )
                 offset += size
         return structs
+
+
+def _free(library: ctypes.CDLL, handle: int, process: int) -> None:
+    """Free a native runtime in the process that made it: in a fork of that, its threads could be waited for forever."""
+    if os.getpid() == process:
+        library.pio_runtime_free(handle)
 
 
 def _address(array: NDArray[np.generic]) -> int:
