@@ -1,11 +1,17 @@
 """The number of threads follows cores, affinity and the limits of control groups."""
 
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from inference_pio.kernels import _threads
 from inference_pio.kernels._threads import default_threads, granted_processors, physical_cores
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def write(root, path, text):
@@ -68,3 +74,27 @@ def test_there_is_at_least_one_thread(monkeypatch):
     assert default_threads() == 1
     monkeypatch.undo()
     assert 1 <= default_threads() <= (os.cpu_count() or 1)
+
+
+def test_the_team_has_no_races(tmp_path):
+    """Under the thread sanitizer, over calls of uneven chunks and teams that come and go: right sums, no report."""
+    compiler = shutil.which("g++")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs g++ with the thread sanitizer")
+    if not (ROOT / "native").is_dir():
+        pytest.skip("needs a checkout or a source distribution")
+    program = tmp_path / "team"
+    flags = ["-std=c++17", "-O1", "-g", "-w", "-fsanitize=thread", "-pthread"]
+    sources = [ROOT / "tests/native/team.cpp", ROOT / "native/threads.cpp", ROOT / "native/memory.cpp"]
+    build = subprocess.run(
+        [compiler, *flags, *map(str, sources), "-o", str(program)], capture_output=True, text=True, check=False
+    )
+    if "cannot find" in build.stderr:
+        pytest.skip("g++ lacks the thread sanitizer's library")
+    assert build.returncode == 0, build.stderr
+    # Preloaded libraries of other sanitizers do not go with this one.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False, env=environment, timeout=120)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("the thread sanitizer does not run on this kernel's layout of addresses")
+    assert done.returncode == 0, done.stderr
