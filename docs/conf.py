@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import sys
@@ -55,12 +56,18 @@ def reference_page(member: Member) -> str:
     """What the page of one distribution says: its public modules, those with an ``__all__``, name by name."""
     [leaf] = member.leaves
     package = importlib.import_module(leaf)
-    public = [found.name for found in pkgutil.iter_modules(package.__path__) if not found.name.startswith("_")]
-    modules = [package, *(importlib.import_module(f"{leaf}.{name}") for name in public)]
+    public = [found.name for found in pkgutil.iter_modules(package.__path__, f"{leaf}.") if is_public(found.name)]
+    modules = [package, *map(importlib.import_module, public)]
     description = str(table(member.document, "project")["description"])
     parts = [f"{member.name}\n{'=' * len(member.name)}", description]
     parts += [module_section(module, leaf) for module in modules if hasattr(module, "__all__")]
     return "\n\n".join(parts) + "\n"
+
+
+def is_public(module: str) -> bool:
+    """Whether it is a module that others import: a library for ctypes that lies beside them is none."""
+    found = importlib.util.find_spec(module)
+    return found is not None and (found.origin or "").endswith(".py") and not module.rpartition(".")[2].startswith("_")
 
 
 def module_section(module: ModuleType, leaf: str) -> str:
