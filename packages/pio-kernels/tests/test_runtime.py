@@ -9,7 +9,14 @@ import signal
 import numpy as np
 import pytest
 
-from inference_pio.interfaces import CacheGroup, ConfigError, LayerGroup, SamplingBatch, UnsupportedError
+from inference_pio.interfaces import (
+    CacheGroup,
+    ConfigError,
+    DoesNotFitError,
+    LayerGroup,
+    SamplingBatch,
+    UnsupportedError,
+)
 from inference_pio.kernels import Interpreter, ProgramBuilder, Runtime, instruction_sets, measure_limits, page_bytes
 
 USABLE = [each.name for each in instruction_sets() if each.usable]
@@ -454,6 +461,9 @@ def test_runtimes_that_cannot_be_are_refused(random_parameters):
         build([FULL, FULL])
     with pytest.raises(ValueError, match="at least 1, got 0 and None"):
         build(max_tokens=0)
+    for beyond in ({"max_tokens": 2**32 + 8}, {"threads": 2**32 + 1}):
+        with pytest.raises(DoesNotFitError, match=f"{max(beyond.values())} .* are beyond what the native runtime can"):
+            build(**beyond)
 
 
 def test_limits_are_measured():

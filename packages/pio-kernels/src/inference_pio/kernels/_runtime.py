@@ -32,6 +32,9 @@ PAGE_SIZE_MULTIPLE = 16
 """Pages hold whole blocks of this many tokens."""
 HEAD_SIZE_MULTIPLE = 8
 
+# Tokens times heads or experts of a token are counted in 32 bits.
+_MAX_TOKENS = 2**20
+_MAX_THREADS = 4096
 _ALIGNMENT = 64  # bytes, of a layer's part of a page
 _KV_FORMATS = {"f16": 0, "bf16": 1, "int8": 2, "f32": 3}
 
@@ -76,7 +79,7 @@ class Runtime:
         threads: How many threads compute.
 
     Raises:
-        DoesNotFitError: There is no memory for the cache or the intermediate rows.
+        DoesNotFitError: There is no memory for the cache or the intermediate rows, or numbers are beyond all reason.
         UnsupportedError: There are no kernels for this instruction set, or for pages or heads of this size.
         ConfigError: No instruction set has this name.
         ValueError: A layer of the program is in no group, or sees more keys than its group keeps.
@@ -97,6 +100,12 @@ class Runtime:
     ) -> None:
         if max_tokens < 1 or (threads is not None and threads < 1):
             raise ValueError(f"max_tokens and threads must be at least 1, got {max_tokens} and {threads}")
+        if max_tokens > _MAX_TOKENS or (threads or 1) > _MAX_THREADS:
+            raise DoesNotFitError(
+                f"steps of {max_tokens} tokens on {threads or default_threads()} threads are beyond what the native "
+                f"runtime can: {_MAX_TOKENS} tokens on {_MAX_THREADS} threads",
+                hint="use fewer",
+            )
         if len(caches) != len(layer_groups):
             raise ValueError(f"{len(caches)} caches for {len(layer_groups)} groups of layers")
         chosen = choose_instruction_set(isa)
