@@ -51,7 +51,7 @@ DEFAULT_MAX_BYTES = 32 * 2**30
 """Bound on all packed copies together."""
 
 _LOG = logging.getLogger(__name__)
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _MAGIC = b"PIOPACK\0"
 _HEAD = struct.Struct("<8sII32s")
 _PAGE = 4096
