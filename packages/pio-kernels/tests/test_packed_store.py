@@ -87,7 +87,7 @@ DAMAGES = {
     "truncated header": (lambda b: b[:60], "header is damaged"),
     "truncated to nothing": (lambda _: b"", "truncated"),
     "more than it should be": (lambda b: b + b"x", "bytes instead of"),
-    "another version": (lambda b: b[:8] + (99).to_bytes(4, "little") + b[12:], "format version 99, not 1"),
+    "another version": (lambda b: b[:8] + (99).to_bytes(4, "little") + b[12:], "format version 99, not 2"),
     "a huge header": (lambda b: b[:12] + (2**31).to_bytes(4, "little") + b[16:], "claims 2147483648 bytes"),
     "another file": (lambda b: b"GGUF" + b[4:], "no file of packed weights"),
 }
