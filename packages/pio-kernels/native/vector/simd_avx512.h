@@ -133,6 +133,7 @@ PIO_INLINE F32x16 dot_bf16(F32x16 acc, Bytes64 w, const uint16_t* x) {
 #endif
 }
 
-PIO_INLINE void prefetch(const uint8_t* x) { _mm_prefetch(reinterpret_cast<const char*>(x), _MM_HINT_T0); }
+// Weights are read once per step: non-temporal, they do not drive what every step needs out of the larger caches.
+PIO_INLINE void prefetch(const uint8_t* x) { _mm_prefetch(reinterpret_cast<const char*>(x), _MM_HINT_NTA); }
 
 }  // namespace pio::PIO_ISA
