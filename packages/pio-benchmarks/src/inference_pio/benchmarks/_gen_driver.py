@@ -79,15 +79,32 @@ class StepDriver:
         Raises:
             DoesNotFitError: The cache has no room for the tokens.
         """
+        return self._executor.step(self._lay_out(count, sequences, all_logits=all_logits))
+
+    def lay_out(self, counts: Sequence[int]) -> list[StepBatch]:
+        """The steps that read so many tokens of each open sequence, one after the other, to be run in this order.
+
+        Raises:
+            DoesNotFitError: The cache has no room for the tokens.
+        """
+        return [self._lay_out(count, None, all_logits=False) for count in counts]
+
+    def run(self, batches: Sequence[StepBatch]) -> None:
+        """Run steps that were laid out, and nothing else."""
+        for batch in batches:
+            self._executor.step(batch)
+
+    def _lay_out(self, count: int, sequences: Sequence[SequencePages] | None, *, all_logits: bool) -> StepBatch:
+        """The next step, with its tokens' pages taken; from now on they count as computed."""
         chosen = self.sequences if sequences is None else sequences
         for sequence in chosen:
             self._grow(sequence, sequence.num_computed + count)
         for move in self._manager.take_moves():
             self._executor.copy_pages(move.group, move.sources, move.targets)
-        logits = self._executor.step(self._batch(chosen, count, all_logits=all_logits))
+        batch = self._batch(chosen, count, all_logits=all_logits)
         for sequence in chosen:
             self._manager.commit(sequence, sequence.num_computed + count)
-        return logits
+        return batch
 
     def close(self) -> None:
         """Give the pages of all sequences back."""
