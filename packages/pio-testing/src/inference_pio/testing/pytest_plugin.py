@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -82,6 +83,7 @@ def conformance_check(request: pytest.FixtureRequest) -> Callable[..., None]:
 def _or_skip(check: Callable[..., None]) -> Callable[..., None]:
     from inference_pio.interfaces import UnsupportedError
 
+    @functools.wraps(check)
     def checked(*arguments: Any, **options: Any) -> None:  # noqa: ANN401 - passed on as they are
         try:
             check(*arguments, **options)
