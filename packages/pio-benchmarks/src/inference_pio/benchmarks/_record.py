@@ -127,7 +127,7 @@ def write_record(record: Record, path: Path) -> None:
             file.write(text)
         part.chmod(0o644)
         part.replace(path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too: half a record is not left behind, and it goes on up
         part.unlink(missing_ok=True)
         raise
 
