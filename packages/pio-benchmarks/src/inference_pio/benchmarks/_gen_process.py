@@ -104,7 +104,7 @@ def _lines(command: list[str]) -> Iterator[Mapping[str, Any]]:
             for line in process.stdout:
                 yield json.loads(line)
             problem = process.stderr.read()
-        except BaseException:  # Ctrl-C too, and a caller that asks for no more: the process ends with it, and it goes on up
+        except BaseException:  # Ctrl-C too, or a caller that wants no more: ends the process and goes on up
             process.kill()
             raise
     if process.returncode not in {0, 1} or (process.returncode == 1 and problem):
