@@ -9,8 +9,9 @@ namespace pio {
 // 32 inputs of a row as int8: x = scale * values, scale = max |x| / 127. What a product with one block of weights needs
 // lies together.
 //
-// An input that is more than kOutlierRatio times as large as any other of its block would leave these few steps. It is
-// kept apart, exactly, and its value is 0 (Dettmers et al. 2022, arXiv:2208.07339, do so with whole columns).
+// An input that is more than kOutlierRatio times as large as any other of its block would leave these few steps. With
+// kRowsOutliers it is kept apart, exactly, and its value is 0 (Dettmers et al. 2022, arXiv:2208.07339, do so with whole
+// columns).
 struct QuantBlock {
     int8_t values[32];
     float scale;
@@ -25,6 +26,15 @@ struct Outlier {
 
 constexpr float kOutlierRatio = 2.0f;
 
+// Rows that a product takes at once, at most.
+constexpr int kMostRowsAtOnce = 8;
+
+// What several rows keep apart of one column; 0 of a row that keeps nothing there.
+struct OutlierColumn {
+    int32_t input;
+    float values[kMostRowsAtOnce];
+};
+
 // Rows of activations as the products read them, each prepared only if some segment wants it. Rows are padded with zeros
 // to whole tiles: `stride` numbers per row.
 struct Rows {
@@ -36,9 +46,14 @@ struct Rows {
     int32_t* num_outliers;  // (count,)
     uint16_t* bf16;      // (count, stride), rounded to nearest even
     float* f32;          // (count, stride)
+
+    // The outliers of rows that are taken together, those of a group from its first row on; or null if there are no groups.
+    OutlierColumn* outlier_columns;  // (count, stride / 32)
+    int32_t* num_outlier_columns;    // (count,)
 };
 
-enum RowsKind : uint32_t { kRowsI8 = 1, kRowsBF16 = 2, kRowsF32 = 4 };
+// Representations of rows. kRowsOutliers is for kRowsI8, and alone nothing.
+enum RowsKind : uint32_t { kRowsI8 = 1, kRowsBF16 = 2, kRowsF32 = 4, kRowsOutliers = 8 };
 
 // One product: outputs of strips [first_strip, last_strip) for rows [0, rows).
 struct LinearTask {
@@ -88,6 +103,9 @@ struct Kernels {
     void (*norm)(const float* x, const Norm& norm, int32_t columns, float* y);
     // Fills row `row` of `out` in the representations `kinds` (RowsKind) from x (out.columns,).
     void (*prepare)(const float* x, uint32_t kinds, int32_t row, Rows& out);
+    // Groups rows [first, last) as `linear` takes them: `rows_at_once` together, then half as many, and so on for those left.
+    // `first` is a multiple of `rows_at_once`, and so is `last` but for the last row of all.
+    void (*group_outliers)(Rows& rows, int32_t first, int32_t last);
     // y = scale * row `row` of a packed matrix, (columns,)
     void (*embed)(const Segment& table, int64_t row, float scale, float* y);
     void (*linear)(const LinearTask& task, int32_t first_strip, int32_t last_strip);
@@ -104,6 +122,9 @@ struct Kernels {
 
     // See Sampling; draws number `draw`. `scratch` holds 2 V floats.
     int64_t (*sample)(const float* logits, const Sampling& sampling, int32_t draw, float* scratch);
+
+    // Rows that `linear` takes at once, at most kMostRowsAtOnce: a power of two.
+    int32_t rows_at_once;
 };
 
 // The kernels of instruction set `isa`, an index of pio_isa_name; null unless pio_isa_usable.

@@ -41,6 +41,7 @@ struct Phase {
     const void* op;
     int32_t few;   // of products: prepare rows in this thread's own memory
     int32_t plan;  // of attention: index of its plan
+    bool chosen;   // of products: for the rows with logits alone
 };
 
 // The attention of a step, planned once for all operations that agree in what matters.
@@ -120,6 +121,8 @@ Rows take_rows(Arena& arena, int32_t count, int32_t width, uint32_t kinds) {
         rows.blocks = arena.take<QuantBlock>(numbers / kTileInputs);
         rows.outliers = arena.take<Outlier>(numbers / kTileInputs);
         rows.num_outliers = arena.take<int32_t>(count);
+        rows.outlier_columns = arena.take<OutlierColumn>(numbers / kTileInputs);
+        rows.num_outlier_columns = arena.take<int32_t>(count);
     }
     if (kinds & kRowsBF16) rows.bf16 = arena.take<uint16_t>(numbers);
     if (kinds & kRowsF32) rows.f32 = arena.take<float>(numbers);
@@ -156,6 +159,11 @@ struct Runtime {
     int32_t num_plans;
     int32_t* plan_of;  // by index of the operation
 
+    // From operation `tail` on, rows without logits serve nothing any more: no other row reads what becomes of them.
+    int32_t tail;
+    int32_t* logit_rows;  // those of the batch, if the tail is cut to them
+    bool cut;
+
     Phase* phases;
     int32_t* chunks;
     int32_t num_phases;
@@ -165,16 +173,20 @@ struct Runtime {
 
     bool set_up(const Program& given, const Kernels& table, int32_t thread_count);
     bool set_up_attention();
+    void find_tail();
     void measure(int32_t& width, uint32_t& kinds, int32_t& pairs, int32_t& inner, uint32_t& inner_kinds, int32_t& experts);
 
     // --- Planning a step ---
 
     bool plan(const Batch& step);
-    void add(PhaseKind kind, const void* op, int32_t items, int32_t count, int32_t few = 0, int32_t plan = -1);
-    void add_rows(PhaseKind kind, const void* op, int32_t rows_in_all);
-    void add_product(const void* op, int32_t strips, int64_t strip_bytes, int32_t row_count);
+    void add(PhaseKind kind, const void* op, int32_t items, int32_t count, int32_t few = 0, int32_t plan = -1,
+             bool chosen = false);
+    void add_rows(PhaseKind kind, const void* op, int32_t rows_in_all, bool chosen = false);
+    void add_prepare(const void* op, int32_t row_count, bool chosen);
+    void add_product(const void* op, int32_t strips, int64_t strip_bytes, bool chosen);
     void plan_op(int32_t index);
     void plan_attention_phases(const AttentionOp& op, int32_t index);
+    bool can_cut() const;
     int32_t product_chunks(int32_t strips, int64_t strip_bytes, int32_t row_count) const;
 
     // --- Doing it ---
@@ -182,9 +194,10 @@ struct Runtime {
     void run(int32_t phase, int32_t chunk, int32_t thread);
     void embed(const EmbedOp& op, int32_t first, int32_t last);
     void rotary(const RotaryOp& op, int32_t first, int32_t last);
-    void prepare(const void* op, int32_t first, int32_t last, Rows& into, Local& local);
+    void prepare(const Phase& phase, int32_t first, int32_t last, Rows& into, Local& local);
+    void fetch_first(const void* op, int32_t first);
     void product(const Phase& phase, int32_t number, int32_t first, int32_t last, Local& local);
-    void linear(const LinearOp& op, const Rows& x, int32_t first, int32_t last);
+    void linear(const LinearOp& op, const Rows& x, const int32_t* out_rows, int32_t first, int32_t last);
     void head(const HeadOp& op, const Rows& x, int32_t first, int32_t last);
     void attention(const Phase& phase, int32_t first, int32_t last, Local& local);
     void experts_in(const ExpertsOp& op, int32_t first, int32_t last);
@@ -258,6 +271,8 @@ bool Runtime::set_up(const Program& given, const Kernels& table, int32_t thread_
     }
     // Of no operation come more than five phases.
     phases = arena.take<Phase>(program.num_ops * 5);
+    logit_rows = arena.take<int32_t>(program.max_tokens);
+    find_tail();
     chunks = arena.take<int32_t>(program.num_ops * 5);
     locals = arena.take<Local>(threads);
     if (arena.failed || !set_up_attention()) return false;
@@ -274,6 +289,13 @@ bool Runtime::set_up(const Program& given, const Kernels& table, int32_t thread_
         local.sampling = arena.take<float>(2 * static_cast<int64_t>(program.vocab_size));
     }
     return !arena.failed;
+}
+
+// What comes after the last attention, if it is products and the head alone.
+void Runtime::find_tail() {
+    tail = program.num_ops;
+    while (tail > 0 && (kind_of(program.ops[tail - 1]) == kOpLinear || kind_of(program.ops[tail - 1]) == kOpHead)) --tail;
+    if (tail > 0 && kind_of(program.ops[tail - 1]) != kOpAttention) tail = program.num_ops;
 }
 
 // One plan for all operations with the same heads, window and group.
@@ -318,20 +340,35 @@ bool Runtime::plan(const Batch& step) {
             if (plan.items[item].parts > 1) plan.merges[plan.num_merges++] = item;
         plan.fused = plan.num_merges == 0 && step.num_tokens == step.num_sequences;
     }
+    cut = can_cut();
+    for (int32_t i = 0; cut && i < step.num_logits; ++i) logit_rows[i] = static_cast<int32_t>(step.logit_rows[i]);
     for (int32_t i = 0; i < program.num_ops; ++i) plan_op(i);
     for (int32_t thread = 0; thread < threads; ++thread) locals[thread].prepared_for = -1;
     return true;
 }
 
+// Whether there are rows to leave out. Rows in another order, or one asked for twice, would be computed twice in place.
+bool Runtime::can_cut() const {
+    if (batch->num_logits == batch->num_tokens) return false;
+    for (int32_t i = 1; i < batch->num_logits; ++i)
+        if (batch->logit_rows[i] <= batch->logit_rows[i - 1]) return false;
+    return true;
+}
+
 // `items` things in at most `count` chunks.
-void Runtime::add(PhaseKind kind, const void* op, int32_t items, int32_t count, int32_t few, int32_t plan) {
+void Runtime::add(PhaseKind kind, const void* op, int32_t items, int32_t count, int32_t few, int32_t plan, bool chosen) {
     if (items < 1) return;
-    phases[num_phases] = Phase{kind, items, op, few, plan};
+    phases[num_phases] = Phase{kind, items, op, few, plan, chosen};
     chunks[num_phases++] = larger(1, smaller(items, count));
 }
 
-void Runtime::add_rows(PhaseKind kind, const void* op, int32_t rows_in_all) {
-    add(kind, op, rows_in_all, threads == 1 ? 1 : 4 * threads);
+void Runtime::add_rows(PhaseKind kind, const void* op, int32_t rows_in_all, bool chosen) {
+    add(kind, op, rows_in_all, threads == 1 ? 1 : 4 * threads, 0, -1, chosen);
+}
+
+// Rows that a product takes at once are prepared by one thread.
+void Runtime::add_prepare(const void* op, int32_t row_count, bool chosen) {
+    add_rows(kPrepareRows, op, (row_count + kernels->rows_at_once - 1) / kernels->rows_at_once, chosen);
 }
 
 // A few chunks per thread, so that who is late finds less to do; but none so small that taking it shows.
@@ -343,10 +380,12 @@ int32_t Runtime::product_chunks(int32_t strips, int64_t strip_bytes, int32_t row
     return count < threads ? threads : count / threads * threads;
 }
 
-void Runtime::add_product(const void* op, int32_t strips, int64_t strip_bytes, int32_t row_count) {
+void Runtime::add_product(const void* op, int32_t strips, int64_t strip_bytes, bool chosen) {
+    const int32_t row_count = chosen ? batch->num_logits : batch->num_tokens;
     const int32_t few = row_count <= kFewRows;
-    if (!few) add_rows(kPrepareRows, op, row_count);
-    if (row_count > 0) add(kProduct, op, strips, product_chunks(strips, strip_bytes, row_count), few);
+    if (!few) add_prepare(op, row_count, chosen);
+    const int32_t count = product_chunks(strips, strip_bytes, row_count);
+    if (row_count > 0) add(kProduct, op, strips, count, few, -1, chosen);
 }
 
 namespace {
@@ -372,7 +411,7 @@ void Runtime::plan_op(int32_t index) {
             const bool gated = linear.epilogue == kGated;
             int32_t strips = 0;
             for (int32_t i = 0; i < (gated ? 1 : linear.num_segments); ++i) strips += strips_of(linear.segments[i]);
-            add_product(op, strips, strip_bytes_of(linear.segments[0]) * (gated ? 2 : 1), tokens);
+            add_product(op, strips, strip_bytes_of(linear.segments[0]) * (gated ? 2 : 1), cut && index >= tail);
             break;
         }
         case kOpAttention:
@@ -384,7 +423,7 @@ void Runtime::plan_op(int32_t index) {
         case kOpExperts: {
             const auto& experts = *static_cast<const ExpertsOp*>(op);
             add(kGroupByExpert, op, 1, 1);
-            add_rows(kPrepareRows, op, tokens);
+            add_prepare(op, tokens, false);
             add(kExpertsIn, op, strips_of(experts.gate[0]), kChunksPerThread * threads);
             add_rows(kPrepareInner, op, tokens * experts.chosen);
             add(kExpertsOut, op, strips_of(experts.down[0]), kChunksPerThread * threads);
@@ -394,7 +433,7 @@ void Runtime::plan_op(int32_t index) {
             const auto& head = *static_cast<const HeadOp*>(op);
             int32_t strips = 0;
             for (int32_t i = 0; i < head.num_segments; ++i) strips += strips_of(head.segments[i]);
-            add_product(op, strips, strip_bytes_of(head.segments[0]), batch->num_logits);
+            add_product(op, strips, strip_bytes_of(head.segments[0]), true);
             if (head.softcap > 0.0f || head.scale != 1.0f) add_rows(kFinishLogits, op, batch->num_logits);
             break;
         }
@@ -432,7 +471,7 @@ void Runtime::run(int32_t number, int32_t chunk, int32_t thread) {
             rotary(*static_cast<const RotaryOp*>(phase.op), first, last);
             break;
         case kPrepareRows:
-            prepare(phase.op, first, last, rows, local);
+            prepare(phase, first * kernels->rows_at_once, last * kernels->rows_at_once, rows, local);
             break;
         case kProduct:
             product(phase, number, first, last, local);
@@ -498,50 +537,67 @@ void Runtime::rotary(const RotaryOp& op, int32_t first, int32_t last) {
     }
 }
 
-// Rows [first, last) of what a product reads: of all tokens, or of those with logits for the head.
-void Runtime::prepare(const void* op, int32_t first, int32_t last, Rows& into, Local& local) {
-    int32_t in = 0, width = 0, count = batch->num_tokens;
+// Rows [first, last) of what a product reads, as far as there are: of all tokens, or of those with logits.
+void Runtime::prepare(const Phase& phase, int32_t first, int32_t last, Rows& into, Local& local) {
+    int32_t in = 0, width = 0;
     uint32_t kinds = 0;
     const Norm* norm = nullptr;
-    const int64_t* from = nullptr;
-    if (kind_of(op) == kOpLinear) {
-        const auto& linear = *static_cast<const LinearOp*>(op);
+    if (kind_of(phase.op) == kOpLinear) {
+        const auto& linear = *static_cast<const LinearOp*>(phase.op);
         in = linear.in, width = linear.width, norm = &linear.norm;
         kinds = kinds_of(linear.segments, linear.num_segments);
-    } else if (kind_of(op) == kOpHead) {
-        const auto& head = *static_cast<const HeadOp*>(op);
-        in = head.in, width = head.width, norm = &head.norm, count = batch->num_logits, from = batch->logit_rows;
+    } else if (kind_of(phase.op) == kOpHead) {
+        const auto& head = *static_cast<const HeadOp*>(phase.op);
+        in = head.in, width = head.width, norm = &head.norm;
         kinds = kinds_of(head.segments, head.num_segments);
     } else {
-        const auto& experts = *static_cast<const ExpertsOp*>(op);
+        const auto& experts = *static_cast<const ExpertsOp*>(phase.op);
         in = experts.in, width = experts.width, norm = &experts.norm;
         kinds = kinds_of(experts.gate, experts.num_experts) | kinds_of(experts.up, experts.num_experts);
     }
+    const int32_t count = phase.chosen ? batch->num_logits : batch->num_tokens;
+    // Norms have channels that are many times as large as others; what attention and the units inside bring forth has not.
+    if (norm->weight != nullptr) kinds |= kRowsOutliers;
     Rows view = shaped(into, count, width);
+    last = smaller(last, count);
     for (int32_t row = first; row < last; ++row) {
-        const float* x = row_of(in, from == nullptr ? row : from[row]);
+        const float* x = row_of(in, phase.chosen ? batch->logit_rows[row] : row);
         if (norm->weight != nullptr) {
             kernels->norm(x, *norm, width, local.row);
             x = local.row;
         }
         kernels->prepare(x, kinds, row, view);
     }
+    if (kinds & kRowsI8) kernels->group_outliers(view, first, last);
+}
+
+// Asks for the weights that a product begins with at strip `first`: the kernels fetch those that follow.
+void Runtime::fetch_first(const void* op, int32_t first) {
+    constexpr int64_t kBytes = 4096;
+    const bool is_head = kind_of(op) == kOpHead;
+    const Segment* segment = is_head ? static_cast<const HeadOp*>(op)->segments : static_cast<const LinearOp*>(op)->segments;
+    const bool gated = !is_head && static_cast<const LinearOp*>(op)->epilogue == kGated;
+    for (; first >= strips_of(*segment); ++segment) first -= strips_of(*segment);
+    for (int32_t i = 0; i < (gated ? 2 : 1); ++i) {
+        const uint8_t* bytes = segment[i].strips + first * strip_bytes_of(segment[i]);
+        for (int64_t at = 0; at < kBytes; at += 64) __builtin_prefetch(bytes + at, 0, 0);
+    }
 }
 
 void Runtime::product(const Phase& phase, int32_t number, int32_t first, int32_t last, Local& local) {
-    const bool is_head = kind_of(phase.op) == kOpHead;
-    const int32_t count = is_head ? batch->num_logits : batch->num_tokens;
+    const int32_t count = phase.chosen ? batch->num_logits : batch->num_tokens;
     if (phase.few && local.prepared_for != number) {
-        prepare(phase.op, 0, count, local.rows, local);
+        fetch_first(phase.op, first);
+        prepare(phase, 0, count, local.rows, local);
         local.prepared_for = number;
     }
     const Rows& source = phase.few ? local.rows : rows;
-    if (is_head) {
+    if (kind_of(phase.op) == kOpHead) {
         const auto& op = *static_cast<const HeadOp*>(phase.op);
         head(op, shaped(source, count, op.width), first, last);
     } else {
         const auto& op = *static_cast<const LinearOp*>(phase.op);
-        linear(op, shaped(source, count, op.width), first, last);
+        linear(op, shaped(source, count, op.width), phase.chosen ? logit_rows : nullptr, first, last);
     }
 }
 
@@ -562,9 +618,10 @@ void over_segments(const Kernels& kernels, const Segment* segments, int32_t coun
 
 }  // namespace
 
-void Runtime::linear(const LinearOp& op, const Rows& x, int32_t first, int32_t last) {
+void Runtime::linear(const LinearOp& op, const Rows& x, const int32_t* out_rows, int32_t first, int32_t last) {
     LinearTask task{};
     task.x = &x;
+    task.out_rows = out_rows;
     task.rows = x.count;
     task.y = buffers[op.out];
     task.y_stride = program.buffer_widths[op.out];
@@ -624,7 +681,8 @@ void Runtime::attention(const Phase& phase, int32_t first, int32_t last, Local& 
 
 // inner[pair] = activation(gate_e x) * (up_e x) for strips [first, last) of every expert.
 void Runtime::experts_in(const ExpertsOp& op, int32_t first, int32_t last) {
-    const Rows x = shaped(rows, batch->num_tokens, op.width);
+    Rows x = shaped(rows, batch->num_tokens, op.width);
+    x.outlier_columns = nullptr;  // the rows of an expert are none of the groups
     LinearTask task{};
     task.x = &x;
     task.y = buffers[op.inner];
@@ -646,7 +704,8 @@ void Runtime::experts_in(const ExpertsOp& op, int32_t first, int32_t last) {
 
 // out[token] += weight * down_e inner[pair]. A strip belongs to one thread, so experts add in one order.
 void Runtime::experts_out(const ExpertsOp& op, int32_t first, int32_t last) {
-    const Rows x = shaped(inner_rows, batch->num_tokens * op.chosen, op.inner_width);
+    Rows x = shaped(inner_rows, batch->num_tokens * op.chosen, op.inner_width);
+    x.outlier_columns = nullptr;
     LinearTask task{};
     task.x = &x;
     task.y = buffers[op.out];

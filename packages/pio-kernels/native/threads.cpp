@@ -11,10 +11,12 @@ constexpr int64_t kSpinInStep = 50'000;        // ns that a thread spins for the
 constexpr int64_t kSpinBetweenSteps = 100'000;  // ns that a thread spins for the next call
 constexpr int kPausesPerLook = 32;              // the clock is read once per so many pauses
 
+constexpr int32_t kMostRanges = 15;
+
 // How far a phase is. On a cache line of its own: two phases are never written at once.
 struct alignas(64) Progress {
-    int32_t next;  // the chunk that is taken next
-    int32_t done;  // chunks that are done
+    int32_t done;                // chunks that are done
+    int32_t taken[kMostRanges];  // chunks that are taken, of each range
 };
 
 inline int32_t load(const int32_t* number) { return __atomic_load_n(number, __ATOMIC_ACQUIRE); }
@@ -25,6 +27,7 @@ class Team {
    public:
     int32_t threads = 1;
     int32_t workers = 0;  // threads that were started
+    int32_t ranges = 1;   // that chunks are dealt out in
     Thread* handles = nullptr;
     struct Worker {
         Team* team;
@@ -74,17 +77,26 @@ class Team {
         monitor.leave();
     }
 
+    // Does what is left of a range of a phase's chunks.
+    void take_range(int32_t phase, int32_t range, int32_t thread) {
+        const int32_t count = chunks[phase];
+        const auto first = static_cast<int32_t>(static_cast<int64_t>(count) * range / ranges);
+        const auto last = static_cast<int32_t>(static_cast<int64_t>(count) * (range + 1) / ranges);
+        Progress& progress_of = progress[phase];
+        for (;;) {
+            const int32_t chunk = first + __atomic_fetch_add(&progress_of.taken[range], 1, __ATOMIC_RELAXED);
+            if (chunk >= last) return;
+            run(context, phase, chunk, thread);
+            if (__atomic_add_fetch(&progress_of.done, 1, __ATOMIC_ACQ_REL) == count) wake();
+        }
+    }
+
     void work(int32_t thread) {
         for (int32_t phase = 0; phase < phases; ++phase) {
             const int32_t count = chunks[phase];
             Progress& now_at = progress[phase];
             if (load(&now_at.done) == count) continue;
-            for (;;) {
-                const int32_t chunk = __atomic_fetch_add(&now_at.next, 1, __ATOMIC_RELAXED);
-                if (chunk >= count) break;
-                run(context, phase, chunk, thread);
-                if (__atomic_add_fetch(&now_at.done, 1, __ATOMIC_ACQ_REL) == count) wake();
-            }
+            for (int32_t i = 0; i < ranges; ++i) take_range(phase, (thread + i) % ranges, thread);
             wait(kSpinInStep, [&] { return load(&now_at.done) == count; });
         }
     }
@@ -120,7 +132,7 @@ class Team {
         phases = count;
         run = function;
         context = argument;
-        for (int32_t phase = 0; phase < count; ++phase) progress[phase] = Progress{0, 0};
+        for (int32_t phase = 0; phase < count; ++phase) progress[phase] = Progress{};
         __atomic_add_fetch(&call, 1, __ATOMIC_SEQ_CST);  // opens
         wake();
         work(0);
@@ -142,6 +154,7 @@ Team* team_new(int32_t threads) {
     auto* team = static_cast<Team*>(pio_memory_new(sizeof(Team)));
     if (team == nullptr) return nullptr;
     team->threads = threads;
+    team->ranges = threads < kMostRanges ? threads : kMostRanges;
     team->monitor.open();
     team->handles = static_cast<Thread*>(pio_memory_new(threads * static_cast<int64_t>(sizeof(Thread))));
     team->worker_arguments = static_cast<Team::Worker*>(pio_memory_new(threads * static_cast<int64_t>(sizeof(Team::Worker))));

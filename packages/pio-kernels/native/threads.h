@@ -1,6 +1,7 @@
 // A persistent team of threads that works through a list of phases.
 //
-// A phase is a number of chunks, of which any thread may take any. A phase is over when all of its chunks are done, not
+// A phase is a number of chunks, of which any thread may take any. Each begins with a range of its own, so that what it
+// reads lies in one piece, and then takes what others have not got to. A phase is over when all of its chunks are done, not
 // when all threads have arrived: on a busy machine, a thread that the system has put aside between two chunks holds up
 // nobody, the others take its share. Who has to wait spins for a bounded time and then sleeps, which lets the system
 // run the one that is waited for.

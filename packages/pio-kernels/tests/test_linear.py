@@ -41,6 +41,7 @@ class Norm(ctypes.Structure):
 
 
 OUTLIER = np.dtype([("input", "<i4"), ("value", "<f4")])
+OUTLIER_COLUMN = np.dtype([("input", "<i4"), ("values", "<f4", 8)])
 QUANT_BLOCK = np.dtype([("values", "i1", 32), ("scale", "<f4"), ("offset", "<f4"), ("sums", "<i4", 2)])
 
 
@@ -54,6 +55,8 @@ class Rows(ctypes.Structure):
         ("num_outliers", ctypes.c_void_p),
         ("bf16", ctypes.c_void_p),
         ("f32", ctypes.c_void_p),
+        ("outlier_columns", ctypes.c_void_p),
+        ("num_outlier_columns", ctypes.c_void_p),
     )
 
 
@@ -82,9 +85,12 @@ class Kernels(ctypes.Structure):
         ("name", ctypes.c_char_p),
         ("norm", ctypes.CFUNCTYPE(None, _VOID_P, ctypes.POINTER(Norm), _I32, _VOID_P)),
         ("prepare", ctypes.CFUNCTYPE(None, _VOID_P, ctypes.c_uint32, _I32, ctypes.POINTER(Rows))),
+        ("group_outliers", ctypes.CFUNCTYPE(None, ctypes.POINTER(Rows), _I32, _I32)),
         ("embed", ctypes.CFUNCTYPE(None, ctypes.POINTER(Segment), _I64, _F32, _VOID_P)),
         ("linear", ctypes.CFUNCTYPE(None, ctypes.POINTER(LinearTask), _I32, _I32)),
         ("finish_logits", ctypes.CFUNCTYPE(None, _VOID_P, _I64, _F32, _F32)),
+        *((name, _VOID_P) for name in ("write_kv", "attend", "merge", "sample")),
+        ("rows_at_once", _I32),
     )
 
 
@@ -211,10 +217,15 @@ def random_matrix(rng: np.random.Generator, form: int, rows: int, columns: int, 
     return Matrix(form, rows, columns, np.ascontiguousarray(packed), quants[:rows], scales[:rows], minima[:rows], added)
 
 
+KINDS, KEEP_OUTLIERS = 7, 8  # RowsKind
+
+
 class Prepared:
     """Rows of activations as `prepare` leaves them; every array begins as garbage."""
 
-    def __init__(self, kernels: Kernels, x: NDArray[np.float32]) -> None:
+    def __init__(
+        self, kernels: Kernels, x: NDArray[np.float32], *, outliers: bool = True, grouped: bool = False
+    ) -> None:
         self.count, self.columns = x.shape
         self.stride = -(-self.columns // 32) * 32
         self.blocks = np.empty((self.count, self.stride // 32), QUANT_BLOCK)
@@ -224,12 +235,20 @@ class Prepared:
         self.num_outliers = np.full(self.count, 7777, np.int32)
         self.bf16 = np.full((self.count, self.stride), 0x7FC0, np.uint16)
         self.f32 = np.full((self.count, self.stride), np.nan, np.float32)
+        self.outlier_columns = np.empty(self.outliers.shape, OUTLIER_COLUMN)
+        self.outlier_columns[:] = (77, np.nan)
+        self.num_outlier_columns = np.full(self.count, 7777, np.int32)
         arrays = (self.blocks, self.outliers, self.num_outliers, self.bf16, self.f32)
         self.rows = Rows(self.count, self.columns, self.stride, *(array.ctypes.data for array in arrays))
+        kinds = KINDS | (KEEP_OUTLIERS if outliers else 0)
         for row in range(self.count):
             # Its own memory, so that reading past the row's end shows in sanitizers.
             inputs = x[row].copy()
-            kernels.prepare(inputs.ctypes.data, 7, row, self.rows)
+            kernels.prepare(inputs.ctypes.data, kinds, row, self.rows)
+        if grouped:
+            self.rows.outlier_columns = self.outlier_columns.ctypes.data
+            self.rows.num_outlier_columns = self.num_outlier_columns.ctypes.data
+            kernels.group_outliers(self.rows, 0, self.count)
         self.values = self.blocks["values"].reshape(self.count, self.stride)
         self.scales, self.offsets = self.blocks["scale"], self.blocks["offset"]
         self.sums = self.blocks["sums"].reshape(self.count, self.stride // 16)
@@ -451,15 +470,18 @@ def test_no_rows_and_no_strips_write_nothing(kernels: Kernels, rng: np.random.Ge
 
 
 @pytest.mark.parametrize("form", sorted(QUANTISED), ids=lambda form: FORMATS[form])
-@pytest.mark.parametrize("count", [1, 3, 8, 13])
-def test_outliers_count_exactly(kernels: Kernels, rng: np.random.Generator, form: int, count: int) -> None:
+@pytest.mark.parametrize("count", [1, 3, 8, 13, 150])
+@pytest.mark.parametrize("grouped", [False, True], ids=["by row", "grouped"])
+def test_outliers_count_exactly(
+    kernels: Kernels, rng: np.random.Generator, form: int, count: int, grouped: bool
+) -> None:
     """One input far beyond the others of its block costs them no steps, wherever it stands, and is not rounded."""
     matrix = random_matrix(rng, form, 23, 160, bias=True)
     x = rng.standard_normal((count, 160)).astype(np.float32)
     places = rng.integers(0, 32, (count, 5)) + np.arange(0, 160, 32)
     np.put_along_axis(x, places[:, :4], rng.choice([-1e3, 40.0, 1e4], (count, 4)).astype(np.float32), axis=1)
     x[:, 128:130] = 50.0  # two that are as large: neither is one
-    rows = Prepared(kernels, x)
+    rows = Prepared(kernels, x, grouped=grouped)
     assert rows.num_outliers.tolist() == [4] * count
     np.testing.assert_array_equal(rows.outliers["input"][:, :4], places[:, :4])
     y = np.empty((count, 23), np.float32)
@@ -467,6 +489,34 @@ def test_outliers_count_exactly(kernels: Kernels, rng: np.random.Generator, form
     terms = rows.terms(matrix, np.arange(count))
     bias = 0.0 if matrix.bias is None else matrix.bias
     assert np.all(np.abs(y - (terms.exact + bias)) <= bound(terms) + EPSILON * np.abs(y))
+
+
+def test_outliers_of_a_group_are_sorted_by_columns(kernels: Kernels, rng: np.random.Generator) -> None:
+    """Each column stands once, with what every row of the group keeps of it; rows differ in how many they have."""
+    x = rng.uniform(-1, 1, (13, 320)).astype(np.float32)
+    outliers = rng.integers(0, 4, x.shape) * (rng.random(x.shape) < 0.02) * 100
+    x = np.where(outliers, outliers, x).astype(np.float32)
+    rows = Prepared(kernels, x, grouped=True)
+    apart = rows.apart()
+    sizes = {8: [8, 4, 1], 4: [4, 4, 4, 1], 1: [1] * 13}[kernels.rows_at_once]
+    assert len({*rows.num_outliers.tolist()}) > 2
+    first = 0
+    for size in sizes:
+        columns = rows.outlier_columns[first:].reshape(-1)[: rows.num_outlier_columns[first]]
+        group = apart[first : first + size]
+        np.testing.assert_array_equal(columns["input"], np.flatnonzero(group.any(axis=0)))
+        np.testing.assert_array_equal(columns["values"][:, :size], group[:, columns["input"]].T)
+        first += size
+
+
+def test_outliers_stay_where_nobody_asks_for_them(kernels: Kernels) -> None:
+    """Without the kind, a block's largest input has the value 127, however large it is."""
+    x = np.ones((1, 64), np.float32)
+    x[0, 40] = 1000.0
+    rows = Prepared(kernels, x, outliers=False)
+    assert rows.num_outliers.tolist() == [0]
+    assert rows.values[0, 40] == 127
+    assert rows.values[0, 32:40].tolist() == [0] * 8
 
 
 @pytest.mark.parametrize("columns", [1, 15, 16, 17, 31, 32, 33, 48, 96, 100, 576])

@@ -245,13 +245,20 @@ def small(random_parameters, make_paging):
         yield runtime, paging
 
 
-def test_rows_without_logits_and_empty_steps(small):
-    """Only the rows asked for are computed; a step of nothing is harmless."""
+@pytest.mark.parametrize("rows", [[1], [5], [0, 3, 5], [0, 1, 2, 3, 4], [5, 1], [2, 2], [0, 1, 2, 3, 5, 4]], ids=str)
+def test_rows_without_logits_are_left_out(small, rows):
+    """The rows asked for have the logits that they have among all, in any order, and asked for twice as well."""
     runtime, paging = small
     batch = paging.batch({0: 4, 1: 2}, every_row=True)
     every = runtime.step(batch).copy()
-    again = runtime.step(dataclasses.replace(batch, logit_rows=np.array([5, 1])))
-    np.testing.assert_allclose(again, every[[5, 1]], rtol=1e-5, atol=1e-6)
+    again = runtime.step(dataclasses.replace(batch, logit_rows=np.array(rows)))
+    np.testing.assert_allclose(again, every[rows], rtol=1e-5, atol=1e-6)
+
+
+def test_steps_without_logits_and_empty_steps(small):
+    """Keys and values of a step without logits are there for the next one; a step of nothing is harmless."""
+    runtime, paging = small
+    batch = paging.batch({0: 4, 1: 2}, every_row=True)
     assert runtime.step(dataclasses.replace(batch, logit_rows=np.empty(0, dtype=np.int64))).shape == (0, 99)
     nothing = dataclasses.replace(
         batch,
@@ -264,6 +271,17 @@ def test_rows_without_logits_and_empty_steps(small):
         logit_rows=batch.logit_rows[:0],
     )
     assert runtime.step(nothing).shape == (0, 99)
+
+
+def test_a_prompt_in_parts_without_logits(small):
+    """A prompt whose first part asks for no logits ends in those of the prompt as a whole."""
+    runtime, paging = small
+    first = paging.batch({0: 20})
+    second = paging.batch({0: 3})
+    runtime.step(dataclasses.replace(first, logit_rows=np.empty(0, dtype=np.int64)))
+    parted = runtime.step(second).copy()
+    runtime.step(first)
+    np.testing.assert_allclose(parted, runtime.step(second), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")

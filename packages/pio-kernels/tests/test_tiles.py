@@ -151,7 +151,8 @@ def test_outliers_of_activations_are_kept_apart():
     """What is more than twice as large as the rest of its block stays itself, and the rest has the steps of its own."""
     x = np.random.default_rng(0).uniform(-1, 1, (2, 64)).astype(np.float32)
     x[0, 40], x[1, 3], x[1, 5] = 300.0, 90.0, -90.0
-    rounded = quantised_activations(x)
+    rounded = quantised_activations(x, outliers=True)
     assert rounded[0, 40] == 300.0
     assert np.abs(rounded[0] - x[0]).max() <= 1 / 254
     assert np.abs(rounded[1, :32] - x[1, :32]).max() > 1 / 254
+    np.testing.assert_array_equal(quantised_activations(x, outliers=False), quantised_blocks(x))

@@ -17,7 +17,7 @@ int outlier_of(const float* x) {
 
 // x = scale * values, with the largest magnitude at 127, but for the outlier. A block with an infinity or a NaN gets the
 // scale NaN, so that what is wrong reaches the logits; one too small to be divided by is zero.
-void prepare_int8(const float* inputs, int32_t row, int32_t block, Rows& out) {
+void prepare_int8(const float* inputs, bool outliers, int32_t row, int32_t block, Rows& out) {
     float x[32];
     bool finite = true;
     for (int i = 0; i < 32; ++i) {
@@ -25,7 +25,7 @@ void prepare_int8(const float* inputs, int32_t row, int32_t block, Rows& out) {
         finite = finite && absolute(x[i]) <= 3.40282347e38f;
     }
     const int64_t at = static_cast<int64_t>(row) * (out.stride / 32) + block;
-    const int apart = finite ? outlier_of(x) : -1;
+    const int apart = outliers && finite ? outlier_of(x) : -1;
     const float exact = apart < 0 ? 0.0f : x[apart];
     if (apart >= 0) {
         out.outliers[at - block + out.num_outliers[row]++] = {32 * block + apart, exact};
@@ -53,7 +53,7 @@ void prepare(const float* x, uint32_t kinds, int32_t row, Rows& out) {
         float padded[32] = {};
         for (int i = 0; i < 32 && 32 * block + i < out.columns; ++i) padded[i] = x[32 * block + i];
         const int64_t at = static_cast<int64_t>(row) * out.stride + 32 * block;
-        if (kinds & kRowsI8) prepare_int8(padded, row, block, out);
+        if (kinds & kRowsI8) prepare_int8(padded, kinds & kRowsOutliers, row, block, out);
         for (int i = 0; i < 32; ++i) {
             if (kinds & kRowsBF16) out.bf16[at + i] = bf16_of_float(padded[i]);
             if (kinds & kRowsF32) out.f32[at + i] = padded[i];

@@ -16,6 +16,7 @@
 namespace pio::PIO_ISA {
 
 constexpr int kRowBlock = 128;
+static_assert(kRowBlock % kMaxRows == 0, "blocks are of whole groups of rows");
 
 // --- Tiles -----------------------------------------------------------------------------------------------------------
 
@@ -157,6 +158,19 @@ PIO_INLINE F32x16 add_outliers(const uint8_t* strip, const Rows& x, int64_t row,
     return acc;
 }
 
+// The same for M rows from `row` on, a group of group_outliers.
+template <uint32_t Format, int M>
+PIO_INLINE void add_outlier_columns(const uint8_t* strip, const Rows& x, int64_t row, F32x16* acc) {
+    const OutlierColumn* column = x.outlier_columns + row * (x.stride / 32);
+    const OutlierColumn* end = column + x.num_outlier_columns[row];
+    for (; column != end; ++column) {
+        const uint8_t* tile = strip + column->input / 32 * TileTraits<Format>::kBytes;
+        const F32x16 weights = weights_of_input<Format>(tile, column->input % 32);
+PIO_UNROLL
+        for (int m = 0; m < M; ++m) acc[m] = multiply_add(weights, broadcast(column->values[m]), acc[m]);
+    }
+}
+
 template <uint32_t Format, int M>
 PIO_INLINE void sum_quantised(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* sums) {
     constexpr int kBytes = TileTraits<Format>::kBytes;
@@ -174,8 +188,14 @@ PIO_INLINE void sum_quantised(const uint8_t* strip, const Rows& x, const int64_t
 PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = add_block<Format>(tile, inputs[m][block], acc[m]);
     }
+    if (x.outlier_columns != nullptr) {
+        add_outlier_columns<Format, M>(strip, x, rows[0], acc);
 PIO_UNROLL
-    for (int m = 0; m < M; ++m) sums[m] = add_outliers<Format>(strip, x, rows[m], acc[m]);
+        for (int m = 0; m < M; ++m) sums[m] = acc[m];
+    } else {
+PIO_UNROLL
+        for (int m = 0; m < M; ++m) sums[m] = add_outliers<Format>(strip, x, rows[m], acc[m]);
+    }
 }
 
 template <int M>

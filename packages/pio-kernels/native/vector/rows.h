@@ -83,11 +83,11 @@ PIO_INLINE float take_outlier(F32x16& low, F32x16& high, float& magnitude, int32
 }
 
 // One block of 32 inputs as int8: see scalar/rows.cpp.
-PIO_INLINE void prepare_int8(F32x16 low, F32x16 high, int32_t row, int32_t block, Rows& out) {
+PIO_INLINE void prepare_int8(F32x16 low, F32x16 high, bool outliers, int32_t row, int32_t block, Rows& out) {
     const int32_t bits = largest_magnitude(low, high);
     float magnitude = float_of_bits(bits);
     const bool finite = bits < 0x7f800000;
-    const float exact = finite ? take_outlier(low, high, magnitude, row, block, out) : 0.0f;
+    const float exact = outliers && finite ? take_outlier(low, high, magnitude, row, block, out) : 0.0f;
     const bool quantised = finite && magnitude >= kSmallestBlock;
     const F32x16 inverse = broadcast(quantised ? 127.0f / magnitude : 0.0f);
     const I32x16 low_values = quantised ? to_int(multiply(low, inverse)) : broadcast(int32_t{0});
@@ -109,7 +109,7 @@ inline void prepare(const float* x, uint32_t kinds, int32_t row, Rows& out) {
         const F32x16 low = left >= 16 ? load(x + i) : load(x + i, left);
         const F32x16 high = left >= 32 ? load(x + i + 16) : left > 16 ? load(x + i + 16, left - 16) : zeros();
         const int64_t at = static_cast<int64_t>(row) * out.stride + i;
-        if (kinds & kRowsI8) prepare_int8(low, high, row, i / 32, out);
+        if (kinds & kRowsI8) prepare_int8(low, high, kinds & kRowsOutliers, row, i / 32, out);
         if (kinds & kRowsBF16) {
             store_bf16(out.bf16 + at, low);
             store_bf16(out.bf16 + at + 16, high);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../kernels.h"
+#include "../outliers.h"
 #include "attention.h"
 #include "linear.h"
 #include "rows.h"
@@ -13,7 +14,7 @@
 namespace pio::PIO_ISA {
 
 static constexpr Kernels kTable = {
-    PIO_NAME(PIO_ISA), norm, prepare, embed, linear, finish_logits, write_kv, attend, merge, sample,
+    PIO_NAME(PIO_ISA), norm, prepare, group_outliers<kMaxRows>, embed, linear, finish_logits, write_kv, attend, merge, sample, kMaxRows,
 };
 
 }  // namespace pio::PIO_ISA

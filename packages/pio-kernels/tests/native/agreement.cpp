@@ -12,6 +12,7 @@ constexpr int kCount = 11;
 constexpr int kRows = 41;
 constexpr int kMaxColumns = 160;
 constexpr int kStrips = (kRows + 15) / 16;
+constexpr uint32_t kKinds = pio::kRowsI8 | pio::kRowsBF16 | pio::kRowsF32 | pio::kRowsOutliers;
 constexpr int kQuantBytes[] = {256, 256, 320, 320, 384, 512};
 
 uint64_t state = 1;
@@ -29,12 +30,14 @@ struct Arrays {
     pio::QuantBlock blocks[kCount * kMaxColumns / 32];
     pio::Outlier outliers[kCount * kMaxColumns / 32];
     int32_t num_outliers[kCount];
+    pio::OutlierColumn outlier_columns[kCount * kMaxColumns / 32];
+    int32_t num_outlier_columns[kCount];
     uint16_t bf16[kCount * kMaxColumns];
     float f32[kCount * kMaxColumns];
 
     pio::Rows rows(int columns) {
         const int stride = (columns + 31) / 32 * 32;
-        return {kCount, columns, stride, blocks, outliers, num_outliers, bf16, f32};
+        return {kCount, columns, stride, blocks, outliers, num_outliers, bf16, f32, outlier_columns, num_outlier_columns};
     }
 };
 
@@ -101,8 +104,8 @@ bool rows_agree(const pio::Kernels& plain, const pio::Kernels& vector, int colum
     for (int i = 0; i < kCount * columns; ++i) x[i] = i % 75 == 3 ? 30.0f * random_number() : random_number();
     pio::Rows a = expected_rows.rows(columns), b = actual_rows.rows(columns);
     for (int row = 0; row < kCount; ++row) {
-        plain.prepare(x + row * columns, 7, row, a);
-        vector.prepare(x + row * columns, 7, row, b);
+        plain.prepare(x + row * columns, kKinds, row, a);
+        vector.prepare(x + row * columns, kKinds, row, b);
     }
     const size_t n = static_cast<size_t>(kCount) * static_cast<size_t>(a.stride);
     for (int row = 0; row < kCount; ++row) {
@@ -125,7 +128,8 @@ bool rows_agree(const pio::Kernels& plain, const pio::Kernels& vector, int colum
 }
 
 bool products_agree(const pio::Kernels& plain, const pio::Kernels& vector, uint32_t epilogue, uint32_t activation) {
-    const pio::Rows rows = expected_rows.rows(weights.segment.columns);
+    pio::Rows rows = expected_rows.rows(weights.segment.columns);
+    vector.group_outliers(rows, 0, kCount);
     pio::LinearTask task = {};
     task.weights = &weights.segment;
     task.up = epilogue == kGated ? &up.segment : nullptr;

@@ -94,8 +94,7 @@ class Interpreter:
                 self._run(op, buffers, batch)
         head = self._program.ops[-1]
         assert isinstance(head, Head)
-        x = self._norm(head.norm, buffers[head.input][batch.logit_rows])
-        logits = head.scale * self._product(head.weight, x)
+        logits = head.scale * self._product(head.weight, head.norm, buffers[head.input][batch.logit_rows])
         if head.softcap > 0:
             logits = head.softcap * np.tanh(logits / head.softcap)
         return logits.astype(np.float32)
@@ -127,7 +126,7 @@ class Interpreter:
                 raise AssertionError("the head is the last operation, and runs on its own")
 
     def _linear(self, op: Linear, buffers: dict[str, Array]) -> None:
-        y = self._product(op.weight, self._norm(op.norm, buffers[op.input]))
+        y = self._product(op.weight, op.norm, buffers[op.input])
         if op.bias is not None:
             y = y + self._values[op.bias]
         match op.epilogue:
@@ -165,7 +164,7 @@ class Interpreter:
         x = self._norm(op.norm, buffers[op.input])
         gate_up, down = self._values[op.gate_up], self._values[op.down]
         if op.gate_up in self._quantised:
-            x = quantised_activations(x).astype(self._dtype)
+            x = quantised_activations(x, outliers=op.norm is not None).astype(self._dtype)
         numbers = buffers[op.experts].astype(np.int64)
         added = np.zeros_like(buffers[op.out])
         for token, choice in np.ndindex(*numbers.shape):
@@ -173,14 +172,15 @@ class Interpreter:
             gate, up = np.split(gate_up[expert] @ x[token], 2)
             inner = _activate(op.activation, gate) * up
             if op.down in self._quantised:
-                inner = quantised_activations(inner).astype(self._dtype)
+                inner = quantised_activations(inner, outliers=False).astype(self._dtype)
             added[token] += buffers[op.weights][token, choice] * (down[expert] @ inner)
         buffers[op.out][:] += added
 
-    def _product(self, name: str, x: Array) -> Array:
-        """``x @ W.T``: (N, columns) to (N, rows)."""
+    def _product(self, name: str, norm: Norm | None, x: Array) -> Array:
+        """``norm(x) @ W.T``: (N, columns) to (N, rows)."""
+        x = self._norm(norm, x)
         if name in self._quantised:
-            x = quantised_activations(x).astype(self._dtype)
+            x = quantised_activations(x, outliers=norm is not None).astype(self._dtype)
         y: Array = x @ self._values[name].T
         return y
 

@@ -29,16 +29,19 @@ def bf16_values(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def quantised_activations(rows: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Rows as products with quantised weights read them: blocks of 32 as int8, but for their outliers.
+def quantised_activations(rows: NDArray[np.floating], *, outliers: bool) -> NDArray[np.float32]:
+    """Rows as products with quantised weights read them: blocks of 32 as int8.
 
     Args:
         rows: (..., columns).
+        outliers: Whether the outlier of a block is kept as it is, as that of a norm's output.
 
     Returns:
         The same shape, float32.
     """
     x = np.asarray(rows, dtype=np.float32)
+    if not outliers:
+        return quantised_blocks(x)
     padding = -x.shape[-1] % BLOCK
     blocks = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)]).reshape(*x.shape[:-1], -1, BLOCK)
     magnitudes = np.abs(blocks)
