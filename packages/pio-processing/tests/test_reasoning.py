@@ -83,3 +83,17 @@ def test_unknown_parsers_are_named():
     """The error lists what there is."""
     with pytest.raises(InvalidRequestError, match=r"named 'harmony' \(there is think\)"):
         reasoning_parser("harmony")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "count"), [("", "<think>ab</think>cd", 3), ("<think>\n", "ab</think>cd", 2)]
+)
+def test_reasoning_tokens_can_be_counted(prompt, text, count):
+    """The tag that opens counts, the one that closes and what follows do not."""
+    parser = reasoning_parser("think", prompt=prompt)
+    counted = 0
+    for token in text.replace("<think>", "<think>|").replace("</think>", "|</think>|").replace("ab", "a|b").split("|"):
+        parser.push(token)
+        counted += bool(token) and parser.in_reasoning
+    assert counted == count
+    assert not parser.in_reasoning

@@ -23,6 +23,13 @@ class ReasoningDelta:
 class ReasoningParser(Protocol):
     """Splits a text into reasoning and content. Joined, the pieces do not depend on how the text was cut."""
 
+    @property
+    def in_reasoning(self) -> bool:
+        """Whether the text so far ends within the reasoning.
+
+        A token after whose text this holds counts as reasoning: the opening tag does, the closing tag does not.
+        """
+
     def push(self, text: str) -> ReasoningDelta:
         """Take more text; only what may be part of a tag is held back, and newlines next to one are dropped."""
 
@@ -40,9 +47,27 @@ def reasoning_parser(name: str, *, prompt: str = "") -> ReasoningParser:
     Raises:
         InvalidRequestError: There is no such parser.
     """
+    return ThinkParser(opened=prompt_opens_reasoning(name, prompt))
+
+
+def reasoning_tags(name: str) -> tuple[str, str]:
+    """What the reasoning that parser ``name`` reads stands between.
+
+    Raises:
+        InvalidRequestError: There is no such parser.
+    """
     if name != "think":
         raise InvalidRequestError(f"no reasoning parser is named {name!r}", hint="there is think")
-    return ThinkParser(opened=prompt.rstrip(_SPACE).endswith(_OPEN))
+    return _OPEN, _CLOSE
+
+
+def prompt_opens_reasoning(name: str, prompt: str) -> bool:
+    """Whether what continues ``prompt`` begins within the reasoning.
+
+    Raises:
+        InvalidRequestError: There is no such parser.
+    """
+    return prompt.rstrip(_SPACE).endswith(reasoning_tags(name)[0])
 
 
 class ThinkParser:
@@ -59,6 +84,11 @@ class ThinkParser:
         self._held = ""
         self._reasoning: list[str] = []
         self._content: list[str] = []
+
+    @property
+    def in_reasoning(self) -> bool:
+        """Whether the text so far ends within the reasoning."""
+        return self._state == "reasoning" or (self._state == "start" and self._opened)
 
     def push(self, text: str) -> ReasoningDelta:
         """Take more text."""
@@ -77,8 +107,7 @@ class ThinkParser:
 
     def finish(self) -> ReasoningDelta:
         """What was held back."""
-        unfinished = self._state == "reasoning" or (self._state == "start" and self._opened)
-        (self._reasoning if unfinished else self._content).append(self._held)
+        (self._reasoning if self.in_reasoning else self._content).append(self._held)
         self._held, self._state = "", "content"
         return self._take()
 
