@@ -11,7 +11,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8")
 
 def test_readme_has_examples():
     """Were the examples to go, the test below would pass without running any."""
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
