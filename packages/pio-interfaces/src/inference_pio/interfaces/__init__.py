@@ -70,6 +70,7 @@ from inference_pio.interfaces._rope import (
 )
 from inference_pio.interfaces._sampling import BeamSearchParams, SamplingParams, StructuredOutputs
 from inference_pio.interfaces._version import API_VERSION
+from inference_pio.interfaces._weight_match import match_rule, refuse_unfilled, refuse_unused
 from inference_pio.interfaces._weights import TensorInfo, WeightMap, WeightRule, WeightSource
 
 __all__ = [
@@ -142,5 +143,8 @@ __all__ = [
     "WeightSource",
     "YarnScaling",
     "group_layers",
+    "match_rule",
     "read_manifest",
+    "refuse_unfilled",
+    "refuse_unused",
 ]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference_pio.interfaces import MalformedFileError
+from inference_pio.interfaces import match_rule, refuse_unfilled, refuse_unused
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor, nn
 
     from inference_pio.interfaces import TensorInfo, WeightMap, WeightRule, WeightSource
+
+_UNTIED = "build the model with this parameter tied, or use a complete checkpoint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +66,8 @@ def plan(module: nn.Module, source: WeightSource, weight_map: WeightMap) -> list
         assignments[id(slot)] = _assign(slot, rule, source)
     for slot in slots.values():
         if id(slot) not in assignments:
-            raise _unfilled(slot, source, weight_map)
-    _refuse_unused(source, weight_map)
+            refuse_unfilled(slot.names, tuple(slot.tensor.shape), source, weight_map, hint=_UNTIED)
+    refuse_unused(source, weight_map)
     return list(assignments.values())
 
 
@@ -85,90 +83,13 @@ def _slots(module: nn.Module) -> dict[str, Slot]:
 
 
 def _assign(slot: Slot, rule: WeightRule, source: WeightSource) -> Assignment:
-    target, shape = rule.target, tuple(slot.tensor.shape)
-    heads = rule.heads or (0,) * len(rule.sources)
-    if not rule.sources or len(heads) != len(rule.sources):
-        raise ValueError(f"the rule of {target!r} has {len(rule.sources)} sources and {len(rule.heads)} head counts")
+    shape = tuple(slot.tensor.shape)
     if not slot.tensor.is_floating_point() or not shape:
-        raise ValueError(f"{target!r} must be floating point and have a dimension, got {slot.tensor.dtype}{shape}")
-    missing = [name for name in rule.sources if name not in source]
-    if missing:
-        raise MalformedFileError(
-            _where(source),
-            f"tensor {missing[0]!r}",
-            f"missing; parameter {target} {shape} is made from it",
-            hint="the checkpoint is incomplete, or of another architecture than its config says",
-        )
-    infos = tuple(source.info(name) for name in rule.sources)
-    for info, count in zip(infos, heads, strict=True):
-        _check_shape(info, shape, target, alone=len(infos) == 1)
-        if count and info.shape[0] % (2 * count):
-            raise MalformedFileError(
-                info.file,
-                f"tensor {info.name!r}",
-                f"its {info.shape[0]} rows of shape {info.shape} are not {count} heads of an even number of rows",
-                hint="the head count of the config does not belong to these weights",
-            )
-    rows = sum(info.shape[0] for info in infos)
-    if rows != shape[0]:
-        parts = " + ".join(f"{info.name} {info.shape}" for info in infos)
-        raise MalformedFileError(
-            infos[0].file,
-            f"tensors of {target}",
-            f"{parts} have {rows} rows, the parameter {shape} has {shape[0]}",
-            hint=_WRONG_CONFIG,
-        )
-    return Assignment(slot=slot, sources=infos, heads=heads)
+        raise ValueError(f"{rule.target!r} must be floating point and have a dimension, got {slot.tensor.dtype}{shape}")
+    matched = match_rule(rule, shape, source, _rows)
+    return Assignment(slot=slot, sources=tuple(info for info, _ in matched), heads=tuple(heads for _, heads in matched))
 
 
-_WRONG_CONFIG = "the sizes in the config do not belong to these weights"
-
-
-def _check_shape(info: TensorInfo, shape: tuple[int, ...], target: str, *, alone: bool) -> None:
-    """The whole shape if the tensor fills the parameter alone, else all dimensions but the first."""
-    fits = info.shape == shape if alone else len(info.shape) == len(shape) and info.shape[1:] == shape[1:]
-    if not fits:
-        wanted = str(shape) if alone else f"rows of {shape}"
-        raise MalformedFileError(
-            info.file,
-            f"tensor {info.name!r}",
-            f"has shape {info.shape}, but parameter {target} takes {wanted}",
-            hint=_WRONG_CONFIG,
-        )
-
-
-def _unfilled(slot: Slot, source: WeightSource, weight_map: WeightMap) -> Exception:
-    """The error for a slot that nothing filled: the file's fault if a rule was skipped, else the model's."""
-    for rule in weight_map.rules:
-        if rule.target in slot.names:
-            return MalformedFileError(
-                _where(source),
-                f"tensor {rule.sources[0]!r}",
-                f"missing, and parameter {rule.target} {tuple(slot.tensor.shape)} is not tied to another",
-                hint="build the model with this parameter tied, or use a complete checkpoint",
-            )
-    return ValueError(f"the weight map has no rule for {slot.names[0]!r} {tuple(slot.tensor.shape)}")
-
-
-def _refuse_unused(source: WeightSource, weight_map: WeightMap) -> None:
-    used = {name for rule in weight_map.rules for name in rule.sources}
-    ignored = [re.compile(pattern) for pattern in weight_map.ignore]
-    unused = [name for name in source if name not in used and not any(p.fullmatch(name) for p in ignored)]
-    if unused:
-        info = source.info(unused[0])
-        others = f" (and {len(unused) - 1} more)" if len(unused) > 1 else ""
-        raise MalformedFileError(
-            info.file,
-            f"tensor {info.name!r}",
-            f"no parameter of the model takes this tensor of shape {info.shape}{others}",
-            hint="the checkpoint is of another architecture than its config says, or the model's weight map must "
-            "list the tensor under ignore",
-        )
-
-
-def _where(source: WeightSource) -> Path:
-    """The file of ``source``, or the folder of its files."""
-    files: Sequence[Path] = sorted({source.info(name).file for name in source})
-    if not files:
-        return Path("empty checkpoint")
-    return files[0] if len(files) == 1 else files[0].parent
+def _rows(stored: tuple[int, ...], shape: tuple[int, ...]) -> int | None:
+    """Tensors are joined along the first dimension."""
+    return stored[0] if len(stored) == len(shape) and stored[1:] == shape[1:] else None
