@@ -248,15 +248,20 @@ def test_a_missing_compiler_is_told_before_anything_is_fetched(tmp_path, monkeyp
 
 
 def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path, monkeypatch):
-    """An installer, CMake and Ninja that are scripts: the whole road, with an error of the compiler at its end."""
+    """CMake and Ninja that are scripts: the whole road, with an error of the compiler at its end."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    scripts = {
-        "cmake": "print('-- configured')",
-        "ninja": "print('[1/2] one'); print('x.cpp:1: error: no such thing'); print('[2/2] two'); sys.exit(1)",
-    }
-    for name, source in scripts.items():
-        (tools / name).write_text(f"#!{sys.executable}\nimport sys\n{source}\n", encoding="utf-8")
+    cmake = f"""#!{sys.executable}
+import sys
+if sys.argv[1] != "--build":
+    sys.exit(print("-- configured"))
+print("[1/2] one")
+print("x.cpp:1: error: no such thing")
+print("[2/2] two")
+sys.exit(1)
+"""
+    for name, source in {"cmake": cmake, "ninja": "#!/bin/sh\n"}.items():
+        (tools / name).write_text(source, encoding="utf-8")
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}/usr/bin{os.pathsep}/bin")
     monkeypatch.setenv("CXX", sys.executable)

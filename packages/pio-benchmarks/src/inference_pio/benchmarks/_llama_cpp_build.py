@@ -44,7 +44,8 @@ _STEP = re.compile(r"\[(\d+)/(\d+)\]")
 def build_llama_cpp(cache: Path, progress: Callable[[str], None], *, version: str = VERSION) -> LlamaCpp:
     """The programs of llama.cpp, built for this machine if they are not in ``cache`` yet.
 
-    A build that is cut off leaves nothing behind; two at once do not disturb each other.
+    A build that is cut off leaves nothing behind; two at once do not disturb each other. CMake's own variables count:
+    ``CMAKE_BUILD_PARALLEL_LEVEL`` is how many files are compiled at once.
 
     Args:
         cache: Folder of the benchmarks' cache.
@@ -70,7 +71,7 @@ def build_llama_cpp(cache: Path, progress: Callable[[str], None], *, version: st
         folders = ("-S", source, "-B", work / "build")
         generator = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}")
         _run([cmake, *generator, *folders, *OPTIONS], "configuring llama.cpp", progress)
-        _run([ninja, "-C", work / "build", *PROGRAMS], "building llama.cpp", progress)
+        _run([cmake, "--build", work / "build", "--target", *PROGRAMS], "building llama.cpp", progress)
         _install(work / "build" / "bin", home, work)
     return build
 
