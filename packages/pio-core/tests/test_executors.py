@@ -11,7 +11,14 @@ from dataclasses import replace
 import pytest
 
 from inference_pio.core import LLM, SamplingParams, _executors
-from inference_pio.interfaces import InvalidRequestError, LowerableModel, MissingDependencyError, UnsupportedError
+from inference_pio.interfaces import (
+    ConfigError,
+    InvalidRequestError,
+    LowerableModel,
+    MissingDependencyError,
+    UnsupportedError,
+)
+from inference_pio.kernels import instruction_sets
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 SIZES = {"max_num_seqs": 4, "max_model_len": 64, "packed_cache_bytes": 0}
@@ -107,6 +114,22 @@ def test_what_a_program_cannot_express(tiny_checkpoint, caplog):
     assert "dynamic NTK scaling changes the rotary frequencies with every token" in caplog.text
     with pytest.raises(UnsupportedError, match="dynamic NTK"):
         LLM(path, executor="native", **SIZES)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_forced_instruction_set_that_cannot_run(tiny_checkpoint, monkeypatch, caplog):
+    """Asked for by name, it is not replaced by the torch executor but refused, with those that run here."""
+    known = instruction_sets()
+    forced = next(each.name for each in known if not each.usable)
+    usable = ", ".join(each.name for each in known if each.usable)
+    monkeypatch.setenv("PIO_KERNELS", forced)
+    for executor in ("auto", "native"):
+        with pytest.raises(ConfigError, match=f"^PIO_KERNELS is '{forced}', which this processor") as caught:
+            LLM(tiny_checkpoint("llama"), executor=executor, **SIZES)
+        assert caught.value.hint == f"usable here: {usable}"
+    assert not caplog.text
+    with LLM(tiny_checkpoint("llama"), executor="torch", **SIZES) as llm:
+        assert llm.executor == "torch"
 
 
 @pytest.mark.usefixtures("no_gpu")

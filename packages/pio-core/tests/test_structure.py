@@ -171,6 +171,24 @@ def test_random_walks_follow_the_grammar(compiler, tokenizer):
         assert not text
 
 
+def test_gbnf_is_read_too(compiler, tokenizer):
+    """The spelling of llama.cpp, whose rules begin at ``root``."""
+    grammar = 'root ::= word (", " word)* "."\nword ::= [a-c]{2} | "<s>"'
+    for seed in range(5):
+        _, text = walk(compiler.compile(StructuredOutputs(grammar=grammar)), tokenizer, random.Random(seed), limit=20)
+        assert re.fullmatch(r"([a-c]{2}|<s>)(, ([a-c]{2}|<s>))*\.", text), text
+
+
+def test_schemas_in_a_grammar_do_not_count_as_its_text(compiler, tokenizer):
+    """Many tools make a long grammar, and compile all the same."""
+    schema = json.dumps({"type": "object", "properties": {"a": {"enum": ["x" * 100]}}, "additionalProperties": False})
+    rules = "".join(f'r{index}: "{index}" %json {schema}\n' for index in range(300))
+    grammar = f"start: {' | '.join(f'r{index}' for index in range(300))}\n{rules}"
+    assert len(grammar) > 2**15
+    _, text = walk(compiler.compile(StructuredOutputs(grammar=grammar)), tokenizer, random.Random(0), limit=40)
+    assert re.fullmatch(r'[0-9]+\{\s*("a"\s*:\s*"x{100}"\s*)?\}', text)
+
+
 def between(low, high):
     """A lower bound and a distance to the upper one."""
     return st.tuples(st.integers(low, high), st.integers(0, 5))
@@ -386,9 +404,11 @@ DEEP = json.loads('{"items":' * 200 + "{}" + "}" * 200)
         ({"json": {"const": float("nan")}}, "not JSON compliant"),
         ({"json": {"const": object()}}, "not JSON serializable"),
         ({"json": {"properties": {1: {}}}}, "must be strings, got 1"),
-        ({"json": DEEP}, "nested more than 64 deep"),
-        ({"json": "[" * 100_000}, "nested more than 64 deep"),
-        ({"json": " " * 200_000 + "{}"}, "has 200002 characters; the limit is 131072"),
+        ({"json": DEEP}, "nested more than 32 deep"),
+        ({"json": "[" * 60_000}, "nested more than 32 deep"),
+        ({"json": " " * 70_000 + "{}"}, "has 70002 characters; the limit is 65536"),
+        ({"json": {"multipleOf": 99_991}}, "multiples of 99991"),
+        ({"json": {"allOf": [{"multipleOf": 997}, {"multipleOf": 0.991}]}}, "multiples of 0.991, too much beside"),
         ({"regex": "["}, "unclosed character class"),
         ({"regex": "(?=a)b"}, "look-around.* not supported"),
         ({"regex": r"(a)\1"}, "backreferences are not supported"),
@@ -401,7 +421,15 @@ DEEP = json.loads('{"items":' * 200 + "{}" + "}" * 200)
         ({"grammar": 'start: "a'}, "lexer error"),
         ({"grammar": "start: foo"}, 'unknown name: "foo"'),
         ({"grammar": 'start: start "a"'}, "no text matches the grammar"),
-        ({"grammar": 'root ::= "a"'}, "Lark's syntax"),
+        ({"grammar": "root ::= ("}, "Expected '\\)'"),
+        ({"grammar": 'a ::= "a"'}, "cannot be used"),
+        ({"grammar": "root ::= " + "(" * 9999}, "recursion"),
+        ({"grammar": "start: %json {"}, "is no JSON"),
+        ({"grammar": "start: %json " + json.dumps(DEEP)}, "nested more than 32 deep"),
+        ({"grammar": "start: %json " + "[" * 20_000}, "nested more than 32 deep"),
+        ({"grammar": "start: %json " + json.dumps({"const": "x" * 66_000})}, "the limit is 65536"),
+        ({"grammar": "start: " + ('%json {"const": "' + "x" * 60_000 + '"} ') * 3}, "the limit is 131072"),
+        ({"grammar": 'start: %json {"multipleOf": 99991}'}, "multiples of 99991"),
         ({"grammar": "start: " + "(" * 5000 + '"a"' + ")" * 5000}, "too deeply nested"),
     ],
     ids=lambda value: str(value)[:40].encode("ascii", "replace").decode(),
@@ -416,9 +444,9 @@ def test_forms_that_no_text_can_have_are_refused_on_one_line(compiler, structure
 
 
 def test_a_schema_that_shares_its_parts_is_bounded(compiler):
-    """Written out, this small object would have a trillion parts."""
+    """Written out, this small object would have a billion parts."""
     schema: dict[str, object] = {}
-    for _ in range(40):
+    for _ in range(30):
         schema = {"a": schema, "b": schema}
     with pytest.raises(InvalidRequestError, match="more than 20000 parts"):
         compiler.compile(StructuredOutputs(json=schema))

@@ -91,6 +91,7 @@ def build_executor(
         progress: Called with bytes done and bytes in all.
 
     Raises:
+        ConfigError: ``PIO_KERNELS`` forces an instruction set on the native executor that cannot run here.
         UnsupportedError: The executor asked for cannot run the model, or none that is installed can.
         PioError: The weights are not sound, or do not fit.
     """

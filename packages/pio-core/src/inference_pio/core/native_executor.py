@@ -14,7 +14,14 @@ from inference_pio.core._memory import (
 )
 from inference_pio.core.native_sampler import NativeSampler
 from inference_pio.interfaces import CacheGroup, KVSpec, LowerableModel, UnsupportedError, group_layers
-from inference_pio.kernels import DEFAULT_MAX_BYTES, PAGE_SIZE_MULTIPLE, PackedStore, Runtime, load_parameters
+from inference_pio.kernels import (
+    DEFAULT_MAX_BYTES,
+    PAGE_SIZE_MULTIPLE,
+    PackedStore,
+    Runtime,
+    choose_instruction_set,
+    load_parameters,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -158,12 +165,14 @@ def build_native_executor(
         progress: Called with bytes done and bytes in all.
 
     Raises:
-        UnsupportedError: The plugin has no lowering, a program cannot express the model, or an encoding or a head size
-            has no kernels.
+        ConfigError: ``PIO_KERNELS`` names an instruction set that there is not, or that cannot run here.
+        UnsupportedError: The plugin has no lowering, a program cannot express the model, ``isa`` cannot run here, or an
+            encoding or a head size has no kernels.
         DoesNotFitError: Weights or cache need more memory than there is.
         MalformedFileError: The weights do not fit the model.
     """
     program = lower(checkpoint)
+    chosen = choose_instruction_set(isa)  # before weights are packed, which may take minutes
     kv_format = KV_FORMATS[kv_cache_dtype]
     stored_bytes = sum(checkpoint.source.info(name).nbytes for name in checkpoint.source)
     available = available_memory()
@@ -204,7 +213,7 @@ def build_native_executor(
         kv_format=kv_format,
         max_tokens=max_step_tokens,
         threads=threads,
-        isa=isa,
+        isa=chosen.name,
     )
     formats = "/".join(sorted(parameters.formats, key=parameters.formats.__getitem__, reverse=True))
     team = "1 thread" if runtime.threads == 1 else f"{runtime.threads} threads"
