@@ -1,5 +1,6 @@
 // The instruction sets of this build, and which of them the processor and the system can run.
 #include "kernels.h"
+#include "limits.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -101,16 +102,17 @@ bool runs_neon() {
 struct InstructionSet {
     const char* name;
     const Kernels* (*kernels)();
+    DotProbe (*dot_probe)();
     bool (*runs)();
 };
 
 constexpr InstructionSet kInstructionSets[] = {
-    {"scalar", scalar_kernels, always},
-    {"neon", neon_kernels, runs_neon},
-    {"avx2", avx2_kernels, runs_avx2},
-    {"avx2vnni", avx2_vnni_kernels, runs_avx2_vnni},
-    {"avx512", avx512_kernels, runs_avx512},
-    {"avx512bf16", avx512_bf16_kernels, runs_avx512_bf16},
+    {"scalar", scalar_kernels, scalar_dot_probe, always},
+    {"neon", neon_kernels, neon_dot_probe, runs_neon},
+    {"avx2", avx2_kernels, avx2_dot_probe, runs_avx2},
+    {"avx2vnni", avx2_vnni_kernels, avx2_vnni_dot_probe, runs_avx2_vnni},
+    {"avx512", avx512_kernels, avx512_dot_probe, runs_avx512},
+    {"avx512bf16", avx512_bf16_kernels, avx512_bf16_dot_probe, runs_avx512_bf16},
 };
 
 constexpr int32_t kCount = sizeof kInstructionSets / sizeof kInstructionSets[0];
@@ -120,6 +122,10 @@ constexpr int32_t kCount = sizeof kInstructionSets / sizeof kInstructionSets[0];
 const Kernels* kernels_of(int32_t isa) {
     if (isa < 0 || isa >= kCount || !kInstructionSets[isa].runs()) return nullptr;
     return kInstructionSets[isa].kernels();
+}
+
+DotProbe dot_probe_of(int32_t isa) {
+    return kernels_of(isa) != nullptr ? kInstructionSets[isa].dot_probe() : nullptr;
 }
 
 }  // namespace pio

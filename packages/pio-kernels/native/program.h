@@ -277,6 +277,12 @@ PIO_EXPORT void pio_memory_free(void* memory, int64_t bytes);
 // A checksum of `bytes` bytes at the speed of memory; not against forgery.
 PIO_EXPORT uint64_t pio_checksum(const uint8_t* data, int64_t bytes);
 
+// Dot products of 8-bit numbers at the speed of instruction set `isa`, as the kernels multiply: `rounds` times over,
+// sums[m][r] += sum_{g < 8, c < 4} weights[4 r + c] * inputs[m][4 g + c], modulo 2^32; weights (64,) at most 15, inputs
+// (8, 32) within -127..127, sums (8, 16). 0, or -1 if the instruction set is not usable.
+PIO_EXPORT int32_t pio_probe_dots(int32_t isa, const uint8_t* weights, const int8_t* inputs, int64_t rounds,
+                                  int32_t* sums);
+
 // How tokens are drawn from rows of logits; see SamplingBatch in pio-interfaces, whose order and meaning this follows.
 struct Sampling {
     int32_t rows;  // draws

@@ -166,7 +166,8 @@ def test_no_instruction_set_shares_code(build, monkeypatch):
         stem: max(library.parents[1].glob(f"{stem}-*.o"), key=lambda p: p.stat().st_mtime) for stem in build._X86_64
     }
     for stem, path in newest.items():
-        names = [name for name in defined_symbols(path.read_bytes()) if "_kernelsEv" not in name]
+        given = ("_kernelsEv", "_dot_probeEv")  # what hands the rest out, called where the processor is known
+        names = [name for name in defined_symbols(path.read_bytes()) if not name.endswith(given)]
         assert [name for name in names if f"N3pio{len(stem)}{stem}" not in name] == []
 
 
