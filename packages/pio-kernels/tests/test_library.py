@@ -54,10 +54,8 @@ def test_the_environment_forces_a_set(old_processor):
 
 
 def test_what_the_processor_lacks_is_refused(old_processor):
-    """A forced set that cannot run is an error that names what can, never an illegal instruction."""
-    with pytest.raises(
-        UnsupportedError, match=r"PIO_KERNELS is 'avx512', which .* lacks \(usable here: scalar, avx2\)"
-    ):
+    """A forced set that cannot run is an error that names what can, never an illegal instruction; so is a setting."""
+    with pytest.raises(ConfigError, match=r"PIO_KERNELS is 'avx512', which .* lacks \(usable here: scalar, avx2\)"):
         choose_instruction_set(environment={"PIO_KERNELS": "avx512"})
     with pytest.raises(UnsupportedError, match=r"instruction set is 'avx512bf16'"):
         choose_instruction_set("avx512bf16", {})

@@ -112,8 +112,9 @@ def choose_instruction_set(name: str | None = None, environment: Mapping[str, st
         environment: Instead of the process's own.
 
     Raises:
-        ConfigError: There is none of that name.
-        UnsupportedError: This processor cannot run it, or this build lacks it.
+        ConfigError: There is none of that name; or ``PIO_KERNELS`` names one that cannot run here, since who forces one
+            is not to get something else without a word.
+        UnsupportedError: This processor cannot run ``name``, or this build lacks it.
         BrokenDependencyError: As :func:`load_library`.
     """
     known = instruction_sets()
@@ -127,6 +128,6 @@ def choose_instruction_set(name: str | None = None, environment: Mapping[str, st
         if each.name == wanted:
             if not each.usable:
                 message = f"{origin} is {wanted!r}, which this processor or this build of pio-kernels lacks"
-                raise UnsupportedError(message, hint=f"usable here: {choices}")
+                raise (UnsupportedError if name else ConfigError)(message, hint=f"usable here: {choices}")
             return each
     raise ConfigError(f"{origin} is {wanted!r}, and there is none of that name", hint=f"usable here: {choices}")
