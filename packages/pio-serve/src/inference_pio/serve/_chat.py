@@ -1,0 +1,323 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET
+
+from inference_pio.interfaces import FinishReason
+from inference_pio.processing import TextDelta, ToolCallDelta
+from inference_pio.serve._chat_types import (
+    AnswerMessage,
+    CallFunction,
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatLogprobs,
+    ChatRequest,
+    ChunkChoice,
+    Delta,
+    FunctionDelta,
+    ToolCall,
+    ToolCallPiece,
+)
+from inference_pio.serve._choice_reader import ChoiceReader, ReasoningText
+from inference_pio.serve._conversation import render
+from inference_pio.serve._errors import invalid
+from inference_pio.serve._generation import Generation
+from inference_pio.serve._json import json_response
+from inference_pio.serve._logprobs import chat_logprob, names_token
+from inference_pio.serve._sampling import sampling_params, structured_outputs
+from inference_pio.serve._sse import EventStream, frame
+from inference_pio.serve._usage import usage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.types import ASGIApp
+
+    from inference_pio.interfaces import SamplingParams, TokenEvent
+    from inference_pio.serve._call import Call
+    from inference_pio.serve._chat_types import PositionLogprob
+    from inference_pio.serve._choice_reader import Piece
+    from inference_pio.serve._conversation import Prompt
+    from inference_pio.serve._models import ServedModel
+    from inference_pio.serve._usage import Usage
+
+
+async def chat_completions(call: Call) -> ASGIApp:
+    """Answer a conversation.
+
+    Raises:
+        ApiError: The request cannot be served.
+        PioError: The same, in the core's words.
+    """
+    request = call.read(ChatRequest)
+    model = call.server.models.get(request.model)
+    answer = await begin(call, model, request)
+    if request.stream:
+        return EventStream(
+            answer.frames(with_usage=request.wants_usage), keep_alive_s=call.server.settings.keep_alive_s
+        )
+    return json_response(await answer.whole())
+
+
+async def begin(call: Call, model: ServedModel, request: ChatRequest) -> ChatAnswer:
+    """Hand a conversation to the engine; it is cancelled when the call ends.
+
+    Raises:
+        ApiError: The request cannot be served.
+        PioError: The same, in the core's words.
+    """
+    settings = call.server.settings
+    tools = _usable_tools(request, model)
+    variables = dict(request.chat_template_kwargs or {})
+    if request.reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", request.reasoning_effort)
+    params = _params(call, model, request)
+    prompt = await render(
+        model,
+        settings,
+        request.messages,
+        tools=request.tools if tools else None,
+        template_kwargs=variables,
+        add_generation_prompt=request.add_generation_prompt is not False,
+    )
+    readers = [_reader(model, prompt, params, tools=tools) for _ in range(params.n)]
+    engine_request = model.llm.make_request(
+        {"prompt_token_ids": prompt.token_ids},
+        params,
+        timeout_s=settings.bounds.request_s,
+        cache_salt=call.key_id,
+    )
+    generation = await call.cleanup.enter_async_context(Generation(call, model, [engine_request]))
+    top = None if not request.logprobs else request.top_logprobs or 0
+    return ChatAnswer(generation, model, readers, prompt_tokens=len(prompt.token_ids), top_logprobs=top)
+
+
+def _usable_tools(request: ChatRequest, model: ServedModel) -> bool:
+    """Whether calls may come.
+
+    Raises:
+        ApiError: They are asked for in a way that the model cannot follow.
+    """
+    choice = request.tool_choice
+    if choice not in {None, "none", "auto"} if isinstance(choice, str | None) else True:
+        raise invalid("tool_choice may be 'auto' or 'none': this server cannot force a call", "tool_choice")
+    if not request.tools or choice == "none":
+        return False
+    if model.llm.tool_call_parser() is None:
+        raise invalid(f"model {model.name!r} calls no tools", "tools", code="unsupported")
+    return True
+
+
+def _params(call: Call, model: ServedModel, request: ChatRequest) -> SamplingParams:
+    bounds = call.server.settings.bounds
+    if request.max_tokens is not None and request.max_completion_tokens not in {None, request.max_tokens}:
+        raise invalid("max_tokens and max_completion_tokens differ: give one of them", "max_completion_tokens")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise invalid("top_logprobs needs 'logprobs' to be true", "top_logprobs")
+    asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    return sampling_params(
+        request,
+        model,
+        bounds,
+        max_tokens=asked,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        structured=structured_outputs(request, bounds),
+    )
+
+
+def _reader(model: ServedModel, prompt: Prompt, params: SamplingParams, *, tools: bool) -> ChoiceReader:
+    # A text that must have a form has it from its first token on, so nothing in it is reasoning.
+    reasoning = None if params.structured_outputs is not None else model.llm.reasoning_parser(prompt.text[-64:])
+    return ChoiceReader(reasoning, model.llm.tool_call_parser() if tools else None)
+
+
+@dataclass(slots=True)
+class _Collected:
+    """What has come of one answer."""
+
+    content: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[PositionLogprob] = field(default_factory=list)
+    finish_reason: str = "stop"
+
+    def add(self, piece: Piece) -> None:
+        match piece:
+            case TextDelta(text):
+                self.content.append(text)
+            case ReasoningText(text):
+                self.reasoning.append(text)
+            case ToolCallDelta(name=str(name)):
+                self.calls.append(ToolCall(new_call_id(), CallFunction(name, piece.arguments)))
+            case ToolCallDelta():
+                self.calls[piece.index].function.arguments += piece.arguments
+
+    def message(self) -> AnswerMessage:
+        content = "".join(self.content)
+        return AnswerMessage(
+            content=content if content or not self.calls else None,
+            reasoning_content="".join(self.reasoning) or None,
+            tool_calls=self.calls or UNSET,
+        )
+
+
+class ChatAnswer:
+    """The answers to one conversation, whole or as they come. Read once.
+
+    Args:
+        generation: Brings the tokens.
+        model: Whose they are.
+        readers: One for each answer.
+        prompt_tokens: Of the prompt.
+        top_logprobs: Candidates to list at each place; None lists no log-probabilities.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        model: ServedModel,
+        readers: list[ChoiceReader],
+        *,
+        prompt_tokens: int,
+        top_logprobs: int | None,
+    ) -> None:
+        self.id = f"chatcmpl-{secrets.token_hex(12)}"
+        self.created = int(time.time())
+        self._generation = generation
+        self._model = model
+        self._readers = readers
+        self._prompt_tokens = prompt_tokens
+        self._top = top_logprobs
+        self._tokens = 0
+        self._cached = 0
+
+    async def pieces(self) -> AsyncIterator[tuple[TokenEvent, list[Piece], str | None]]:
+        """Each token, what it brings to its answer, and why the answer ended with it, if it did.
+
+        Raises:
+            PioError: The request failed.
+            ApiError: The server stopped first.
+        """
+        async for _, event in self._generation.events():
+            if event.token_id is not None:
+                self._tokens += 1
+            if event.metrics is not None:
+                self._cached = event.metrics.cached_tokens
+            reader = self._readers[event.index]
+            last = event.finish_reason is not None
+            pieces = reader.push(event.text, last=last)
+            yield event, pieces, _finish_reason(event.finish_reason, reader) if last else None
+
+    async def whole(self) -> ChatCompletion:
+        """All of it.
+
+        Raises:
+            PioError: The request failed.
+            ApiError: The server stopped first.
+        """
+        collected = [_Collected() for _ in self._readers]
+        async for event, pieces, finish_reason in self.pieces():
+            answer = collected[event.index]
+            for piece in pieces:
+                answer.add(piece)
+            if (entry := self._logprob(event)) is not None:
+                answer.logprobs.append(entry)
+            if finish_reason is not None:
+                answer.finish_reason = finish_reason
+        return ChatCompletion(
+            id=self.id,
+            created=self.created,
+            model=self._model.name,
+            choices=[
+                ChatChoice(
+                    index=index,
+                    message=answer.message(),
+                    logprobs=None if self._top is None else ChatLogprobs(answer.logprobs),
+                    finish_reason=answer.finish_reason,
+                )
+                for index, answer in enumerate(collected)
+            ],
+            usage=self.usage(),
+        )
+
+    async def frames(self, *, with_usage: bool) -> AsyncIterator[bytes]:
+        """Chunks as they come.
+
+        Args:
+            with_usage: Whether the last chunk holds the usage, and the others say that they do not.
+
+        Raises:
+            PioError: The request failed.
+            ApiError: The server stopped first.
+        """
+        chunk = ChatChunk(
+            id=self.id, created=self.created, model=self._model.name, choices=[], usage=None if with_usage else UNSET
+        )
+        for index in range(len(self._readers)):
+            chunk.choices = [ChunkChoice(index, Delta(role="assistant", content=""))]
+            yield frame(chunk)
+        async for event, pieces, finish_reason in self.pieces():
+            for choice in self._chunk_choices(event, pieces):
+                chunk.choices = [choice]
+                yield frame(chunk)
+            if finish_reason is not None:
+                chunk.choices = [ChunkChoice(event.index, Delta(), None, finish_reason)]
+                yield frame(chunk)
+        if with_usage:
+            chunk.choices = []
+            chunk.usage = self.usage()
+            yield frame(chunk)
+
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return usage(
+            prompt=self._prompt_tokens,
+            completion=self._tokens,
+            cached=self._cached,
+            reasoning=sum(reader.reasoning_tokens for reader in self._readers),
+        )
+
+    def _chunk_choices(self, event: TokenEvent, pieces: list[Piece]) -> list[ChunkChoice]:
+        choices = [ChunkChoice(event.index, as_delta(piece)) for piece in pieces]
+        entry = self._logprob(event)
+        if entry is not None:
+            if not choices:  # its text is held back; what was measured is not
+                choices = [ChunkChoice(event.index, Delta(content=""))]
+            choices[0].logprobs = ChatLogprobs([entry])
+        return choices
+
+    def _logprob(self, event: TokenEvent) -> PositionLogprob | None:
+        if self._top is None or not names_token(event):
+            return None
+        return chat_logprob(event, self._model.llm.get_tokenizer(), self._top)
+
+
+def as_delta(piece: Piece) -> Delta:
+    """A piece on the wire."""
+    match piece:
+        case TextDelta(text):
+            return Delta(content=text)
+        case ReasoningText(text):
+            return Delta(reasoning_content=text)
+    if piece.name is None:
+        return Delta(tool_calls=[ToolCallPiece(index=piece.index, function=FunctionDelta(arguments=piece.arguments))])
+    function = FunctionDelta(name=piece.name, arguments=piece.arguments)
+    return Delta(tool_calls=[ToolCallPiece(index=piece.index, id=new_call_id(), type="function", function=function)])
+
+
+def new_call_id() -> str:
+    """What the answer of a tool refers to."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+def _finish_reason(reason: FinishReason | None, reader: ChoiceReader) -> str:
+    if reason is FinishReason.STOP:
+        return "tool_calls" if reader.has_calls else "stop"
+    return "length"  # its own bound, the end of the context, or the server's bound on time

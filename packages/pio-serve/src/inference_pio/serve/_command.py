@@ -1,0 +1,172 @@
+"""``pio serve``: a server for OpenAI's clients."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inference_pio.config import Settings
+    from inference_pio.core import LLM
+    from inference_pio.serve._models import ServedModel
+    from inference_pio.serve._settings import ServeSettings
+
+KEY_VARIABLE = "PIO_SERVE_API_KEY"
+_ENGINE = ("executor", "device", "dtype", "threads", "max_model_len", "max_num_seqs", "speculative")
+
+
+@click.command("serve", epilog="Example: pio serve smollm2-135m-instruct --port 8000")
+@click.argument("model", required=False)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address; another than this one needs a key.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--api-key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=f"Keys that let clients in, one per line; {KEY_VARIABLE} holds one too.",
+)
+@click.option("--insecure-no-auth", is_flag=True, help="Let everyone in who reaches the address.")
+@click.option("--allowed-host", "allowed_hosts", multiple=True, metavar="NAME", help="A name of this server; repeat.")
+@click.option("--served-model-name", metavar="NAME", help="What requests call the model.")
+@click.option("--max-waiting", type=click.IntRange(min=1), default=256, show_default=True, help="Requests that wait.")
+@click.option(
+    "--max-concurrent-per-key",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Requests that one key may have open.",
+)
+@click.option("--tokens-per-minute", type=click.IntRange(min=1), help="Tokens that one key may use per minute.")
+@click.option(
+    "--request-timeout", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True, metavar="S",
+    help="Seconds for one request.",
+)  # fmt: skip
+@click.option(
+    "--drain-timeout", type=click.FloatRange(min=0), default=30.0, show_default=True, metavar="S",
+    help="Seconds for running requests to finish after SIGTERM.",
+)  # fmt: skip
+@click.option("--access-log/--no-access-log", default=True, help="Write a line per request to standard error.")
+@click.option("--executor", metavar="NAME", help="auto, native (fused CPU programs) or torch.")
+@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16.")
+@click.option("--threads", metavar="N", help="CPU threads.")
+@click.option("--max-model-len", metavar="N", help="Context length in tokens.")
+@click.option("--max-num-seqs", metavar="N", help="Answers that are computed together at most.")
+@click.option("--speculative", metavar="NAME", help="ngram, or a smaller model that drafts.")
+def serve(model: str | None, **options: Any) -> None:  # noqa: ANN401 - click passes options of all types
+    """Answer OpenAI's clients with MODEL: a name, folder, GGUF file or hub id.
+
+    Every line about the server goes to standard error. SIGTERM lets running requests finish.
+    """
+    from inference_pio.config import load_settings
+    from inference_pio.serve._lifecycle import PioServer
+    from inference_pio.serve._lifecycle import serve as run
+
+    flags = {name: options[name] for name in _ENGINE if options[name] is not None}
+    if model is not None:
+        flags["model"] = model
+    told = serve_settings(options, os.environ.get(KEY_VARIABLE))
+    settings = load_settings(flags=flags).settings
+    _set_up_log(access=options["access_log"])
+
+    def on_listening(address: str) -> None:
+        _say(f"listening at {address}, loading {settings.model}")
+
+    def on_ready(served: ServedModel, address: str) -> None:
+        keys = f"{len(told.keys)} API key{'s' if len(told.keys) != 1 else ''}" if told.keys else "no API key"
+        _say(
+            f"serving {served.name} at {address}/v1 ({served.llm.executor_summary}, context "
+            f"{served.llm.max_model_len}, {keys}; ready after {served.llm.load_s:.1f} s)"
+        )
+
+    run(
+        PioServer(
+            told,
+            settings.model,
+            loader(settings),
+            served_as=options["served_model_name"],
+            on_listening=on_listening,
+            on_ready=on_ready,
+        )
+    )
+
+
+def serve_settings(options: dict[str, Any], key: str | None) -> ServeSettings:
+    """The server's settings from the command's options, and the key of the environment.
+
+    Raises:
+        ConfigError: A key that is none, or an open address without one.
+    """
+    from inference_pio.serve._keys import KeyRing, read_key_file
+    from inference_pio.serve._settings import Bounds, ServeSettings
+
+    keys = [] if options["api_key_file"] is None else read_key_file(options["api_key_file"])
+    if key:
+        keys.append(key)
+    return ServeSettings(
+        host=options["host"],
+        port=options["port"],
+        keys=KeyRing(keys),
+        insecure_no_auth=options["insecure_no_auth"],
+        allowed_hosts=options["allowed_hosts"],
+        max_waiting=options["max_waiting"],
+        max_concurrent_per_key=options["max_concurrent_per_key"],
+        tokens_per_minute=options["tokens_per_minute"],
+        drain_s=options["drain_timeout"],
+        bounds=Bounds(request_s=options["request_timeout"]),
+    )
+
+
+def loader(settings: Settings) -> Callable[[], LLM]:
+    """What loads the model that the settings name."""
+
+    def load() -> LLM:
+        from inference_pio.config import cache_dir
+        from inference_pio.core import LLM
+
+        return LLM(
+            settings.model,
+            executor=settings.executor,
+            dtype=settings.dtype,
+            device=settings.device,
+            threads=settings.threads,
+            max_model_len=settings.max_model_len,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            attention=settings.attention,
+            kv_cache=settings.kv_cache,
+            kv_cache_dtype=settings.kv_cache_dtype,
+            enable_prefix_caching=settings.enable_prefix_caching,
+            speculative=None if settings.speculative == "none" else settings.speculative,
+            num_speculative_tokens=settings.num_speculative_tokens,
+            deterministic=settings.deterministic,
+            seed=settings.seed,
+            cache_dir=cache_dir(settings),
+            packed_cache_bytes=settings.packed_cache_bytes,
+            ignore_unknown_keys=settings.ignore_unknown_keys,
+            hub_endpoint=settings.hub_endpoint,
+        )
+
+    return load
+
+
+def _set_up_log(*, access: bool) -> None:
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log = logging.getLogger("inference_pio")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    logging.getLogger("inference_pio.serve.access").disabled = not access
+    uvicorn_log = logging.getLogger("uvicorn")
+    uvicorn_log.addHandler(handler)
+    uvicorn_log.setLevel(logging.ERROR)  # what it says below that, we say, or clients could flood
+
+
+def _say(text: str) -> None:
+    click.echo(f"pio: {text}", err=True)

@@ -1,0 +1,88 @@
+"""From ASGI to a handler and back: a reader that goes away ends what was begun for it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from inference_pio.serve._call import Call
+from inference_pio.serve._context import context_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from inference_pio.serve._server_state import ServerState
+
+Result = TypeVar("Result")
+
+
+class Endpoint:
+    """An ASGI application that calls one handler.
+
+    Args:
+        handler: Makes the reply.
+        server: What all requests share.
+        costs: Whether the request counts against its key and holds up the end of the server.
+    """
+
+    def __init__(
+        self, handler: Callable[[Call], Coroutine[Any, Any, ASGIApp]], server: ServerState, *, costs: bool
+    ) -> None:
+        self._handler = handler
+        self._server = server
+        self._costs = costs
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request.
+
+        Raises:
+            ApiError: What the client is told instead.
+        """
+        context = context_of(scope)
+        call = Call(
+            server=self._server,
+            request_id=context.request_id,
+            key_id=context.key_id,
+            body=context.body,
+            path_params=scope.get("path_params", {}),
+            query=scope["query_string"],
+        )
+        with self._server.admitted(context.key_id) if self._costs else nullcontext():
+            async with call.cleanup:
+                reply = await until_disconnect(self._handler(call), receive)
+                if reply is not None:
+                    await reply(scope, receive, send)
+
+
+async def until_disconnect(work: Coroutine[Any, Any, Result], receive: Receive) -> Result | None:
+    """The result of ``work``; None if the client went away first, with ``work`` cancelled and at its end."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(disconnected(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        return None
+    finally:
+        await end_task(task)
+        await end_task(gone)
+
+
+async def disconnected(receive: Callable[[], Awaitable[object]]) -> None:
+    """Return when the client has gone. The body must have been read."""
+    while True:
+        message = await receive()
+        if isinstance(message, dict) and message["type"] == "http.disconnect":
+            return
+
+
+async def end_task(task: asyncio.Future[Any]) -> None:
+    """Cancel ``task`` and wait until it is over; what it raised is not asked for any more."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,159 @@
+"""The life of a server: listen at once, load, serve, and on a signal finish what was begun."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from inference_pio.serve._app import create_app
+from inference_pio.serve._protocol import bounded_protocol
+from inference_pio.serve._server_state import ServerState
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from types import FrameType
+
+    from inference_pio.core import LLM
+    from inference_pio.serve._models import ServedModel
+    from inference_pio.serve._settings import ServeSettings
+
+_LAST_WORDS_S = 5
+"""For requests to be told that they were cut off, after the time to drain."""
+
+
+class PioServer(uvicorn.Server):
+    """Uvicorn's server, that loads a model beside serving and drains before it stops.
+
+    Args:
+        settings: What it is told.
+        name: What the model is called until it says its own name.
+        load: Loads it; called in a thread.
+        served_as: What requests call it; None for its own name.
+        on_ready: Called once the model is there, with the model and the address.
+        on_listening: Called once connections are taken, with the address.
+
+    Attributes:
+        state: What all requests share.
+        failure: Why loading failed, if it did.
+        exit_signal: The signal that ended it, if one did.
+    """
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        name: str,
+        load: Callable[[], LLM],
+        *,
+        served_as: str | None = None,
+        on_ready: Callable[[ServedModel, str], None] | None = None,
+        on_listening: Callable[[str], None] | None = None,
+    ) -> None:
+        self.state = ServerState(settings)
+        super().__init__(_config(settings, self.state))
+        self.failure: BaseException | None = None
+        self.exit_signal: int | None = None
+        self._settings = settings
+        self._load = load
+        self._name = name
+        self._served_as = served_as
+        self._on_ready = on_ready
+        self._on_listening = on_listening
+        self._loading: asyncio.Task[None] | None = None
+        self._drain_until: float | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens: ``http://host:port``."""
+        host = self._settings.host
+        listener: socket.socket = self.servers[0].sockets[0]
+        port = listener.getsockname()[1]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def drain(self) -> None:
+        """Take no new requests, and stop once those that run have ended, or their time is over. From any thread."""
+        self.state.draining = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """The first signal drains, the second stops at once."""
+        self.exit_signal = sig
+        if self.state.draining:
+            self.should_exit = self.force_exit = True
+        self.drain()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take connections, and begin to load."""
+        await super().startup(sockets)
+        if self._on_listening is not None:
+            self._on_listening(self.address)
+        self._loading = asyncio.ensure_future(self._load_model())
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to stop now."""
+        if self.state.draining and not self.should_exit:
+            now = time.monotonic()
+            if self._drain_until is None:
+                self._drain_until = now + self._settings.drain_s
+            if self.state.open == 0:
+                self.should_exit = True
+            elif now >= self._drain_until:
+                await self.state.models.stop()
+                self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop taking connections, let open replies end, free the models."""
+        if self._loading is not None:
+            self._loading.cancel()
+        await self.state.models.stop()
+        await super().shutdown(sockets)
+        await self.state.models.close()
+
+    async def _load_model(self) -> None:
+        try:
+            model = await self.state.models.load(self._name, self._load, served_as=self._served_as)
+        except Exception as error:  # noqa: BLE001 - raised again by serve(), once the connections are closed
+            self.failure = error
+            self.should_exit = True
+            return
+        if self._on_ready is not None:
+            self._on_ready(model, self.address)
+
+
+def serve(server: PioServer) -> None:
+    """Run ``server`` until a signal ends it.
+
+    Raises:
+        PioError: The model could not be loaded.
+        KeyboardInterrupt: SIGINT ended it.
+    """
+    server.run()
+    if server.failure is not None:
+        raise server.failure
+    if server.exit_signal == signal.SIGINT:
+        raise KeyboardInterrupt
+
+
+def _config(settings: ServeSettings, state: ServerState) -> uvicorn.Config:
+    bounds = settings.bounds
+    return uvicorn.Config(
+        create_app(state),
+        host=settings.host,
+        port=settings.port,
+        http=bounded_protocol(bounds),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=int(bounds.idle_s),
+        timeout_graceful_shutdown=_LAST_WORDS_S,
+        limit_concurrency=bounds.connections,
+        loop="asyncio" if sys.platform == "win32" else "auto",
+    )

@@ -1,0 +1,89 @@
+"""The outermost layer: every reply carries the request's id, and every failure becomes an error reply."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+import traceback
+from typing import TYPE_CHECKING
+
+from inference_pio.interfaces import PioError
+from inference_pio.serve._context import RequestContext, attach, context_of, header
+from inference_pio.serve._errors import ApiError, as_api_error, internal_error
+from inference_pio.serve._json import error_response
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LOG = logging.getLogger("inference_pio.serve")
+ACCESS = logging.getLogger("inference_pio.serve.access")
+_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+
+class Outermost:
+    """Names requests, answers failures, and writes the access log, which holds no query, prompt, answer or key.
+
+    Args:
+        app: What is further in.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return  # neither websockets nor lifespan events are served
+        given = header(scope, b"x-request-id")
+        # Ids of clients go into logs, so only plain ones are taken over.
+        request_id = given.decode() if given is not None and _ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        attach(scope, RequestContext(request_id=request_id))
+        started = time.perf_counter()
+        status = 0
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_named)
+        except ApiError as error:
+            if status == 0:
+                await error_response(error)(scope, receive, send_named)
+        except asyncio.CancelledError:
+            if status == 0:
+                await error_response(internal_error())(scope, receive, send_named)
+            raise
+        except Exception as error:
+            log_failure(request_id, error)
+            if status != 0:
+                raise  # ends the connection, which is all that can still be said
+            known = as_api_error(error) if isinstance(error, PioError) else internal_error()
+            await error_response(known)(scope, receive, send_named)
+        finally:
+            ACCESS.info(
+                "%s %s %d %.1f ms %s key=%s",
+                scope["method"],
+                scope["path"] if status not in {401, 404} else "-",
+                status,
+                (time.perf_counter() - started) * 1000,
+                request_id,
+                context_of(scope).key_id,
+            )
+
+
+def log_failure(request_id: str, error: BaseException) -> None:
+    """Write where ``error`` came from; not its message, which may hold parts of a prompt."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames[-8:]))
+    LOG.error("request %s failed: %s at %s", request_id, type(error).__name__, places)

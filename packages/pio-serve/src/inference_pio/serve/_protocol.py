@@ -1,0 +1,101 @@
+"""One connection: what uvicorn leaves open for ever is given a time here."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from inference_pio.serve._settings import Bounds
+
+_WRITE_BUFFER = 32 * 1024
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n"
+    b'{"error":{"message":"the headers are too large","type":"invalid_request_error","param":null,"code":"too_large"}}'
+)
+
+
+def bounded_protocol(bounds: Bounds) -> type[HttpToolsProtocol]:
+    """A protocol class for uvicorn that holds connections to ``bounds``.
+
+    Headers that do not come in time, or are too large, end the connection; so does a client that leaves unread what was
+    sent to it. Bodies are the business of the layers.
+    """
+
+    class BoundedProtocol(HttpToolsProtocol):
+        """Uvicorn's, with a clock for headers and one for writing."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - uvicorn's arguments, as they come
+            super().__init__(*args, **kwargs)
+            self._head_bytes = 0
+            self._head_timer: asyncio.TimerHandle | None = None
+            self._write_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+            super().connection_made(transport)
+            transport.set_write_buffer_limits(high=_WRITE_BUFFER)
+            bound_unacknowledged(transport, bounds.write_s)
+            self._await_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._head_has_come()
+            self._reader_is_back()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.transport.is_closing():
+                return
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._head_has_come()
+                return
+            self._await_head()
+            self._head_bytes += len(data)
+            if self._head_bytes > bounds.header_bytes:
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._head_bytes = 0
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._write_timer is None:
+                self._write_timer = self.loop.call_later(bounds.write_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self._reader_is_back()
+            super().resume_writing()
+
+        def _await_head(self) -> None:
+            if self._head_timer is None:
+                self._head_timer = self.loop.call_later(bounds.header_s, self.transport.abort)
+
+        def _head_has_come(self) -> None:
+            self._head_bytes = 0
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+        def _reader_is_back(self) -> None:
+            if self._write_timer is not None:
+                self._write_timer.cancel()
+                self._write_timer = None
+
+    return BoundedProtocol
+
+
+def bound_unacknowledged(transport: asyncio.Transport, seconds: float) -> None:
+    """Have the system end the connection when the other side takes no data for so long (RFC 5482).
+
+    The write buffer tells nothing of a client that stopped reading a short reply: that lies in the system's buffer.
+    """
+    sock = transport.get_extra_info("socket")
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if sock is not None and option is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
+        sock.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))

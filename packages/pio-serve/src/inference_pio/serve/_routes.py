@@ -1,0 +1,97 @@
+"""Every route, in one table: what is not here is not served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from inference_pio.serve._chat import chat_completions
+from inference_pio.serve._chat_types import ChatCompletion, ChatRequest
+from inference_pio.serve._completion_types import Completion, CompletionRequest
+from inference_pio.serve._completions import completions
+from inference_pio.serve._health import Status, Version, health, livez, show_version
+from inference_pio.serve._models import ModelCard, ModelList, list_models, show_model
+from inference_pio.serve._token_types import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
+from inference_pio.serve._tokenize import detokenize, tokenize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    import msgspec
+    from starlette.types import ASGIApp
+
+    from inference_pio.serve._call import Call
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiRoute:
+    """A route.
+
+    Attributes:
+        method: ``"GET"`` or ``"POST"``.
+        path: Its path, with parameters as Starlette writes them.
+        handler: Makes the reply.
+        summary: What it does, for the OpenAPI document.
+        reply: Type of the reply.
+        request: Type of the request's body; None where there is none.
+        costs: Whether it counts against its key and holds up the end of the server.
+        streams: Whether ``stream: true`` brings events instead.
+    """
+
+    method: str
+    path: str
+    handler: Callable[[Call], Coroutine[Any, Any, ASGIApp]]
+    summary: str
+    reply: type[msgspec.Struct] | None
+    request: type[msgspec.Struct] | None = None
+    costs: bool = False
+    streams: bool = False
+
+
+ROUTES: tuple[ApiRoute, ...] = (
+    ApiRoute(
+        method="POST",
+        path="/v1/chat/completions",
+        handler=chat_completions,
+        summary="Answer a conversation.",
+        request=ChatRequest,
+        reply=ChatCompletion,
+        costs=True,
+        streams=True,
+    ),
+    ApiRoute(
+        method="POST",
+        path="/v1/completions",
+        handler=completions,
+        summary="Continue prompts.",
+        request=CompletionRequest,
+        reply=Completion,
+        costs=True,
+        streams=True,
+    ),
+    ApiRoute(method="GET", path="/v1/models", handler=list_models, summary="List the models.", reply=ModelList),
+    ApiRoute(
+        method="GET", path="/v1/models/{model:path}", handler=show_model, summary="Show a model.", reply=ModelCard
+    ),
+    ApiRoute(
+        method="POST",
+        path="/tokenize",
+        handler=tokenize,
+        summary="Tokens of a text or a conversation.",
+        request=TokenizeRequest,
+        reply=Tokens,
+        costs=True,
+    ),
+    ApiRoute(
+        method="POST",
+        path="/detokenize",
+        handler=detokenize,
+        summary="The text of tokens.",
+        request=DetokenizeRequest,
+        reply=DetokenizedText,
+        costs=True,
+    ),
+    ApiRoute(method="GET", path="/health", handler=health, summary="Ask every engine for a token.", reply=Status),
+    ApiRoute(method="GET", path="/livez", handler=livez, summary="Whether the process lives.", reply=Status),
+    ApiRoute(method="GET", path="/version", handler=show_version, summary="What serves.", reply=Version),
+)

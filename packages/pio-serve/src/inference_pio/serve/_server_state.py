@@ -1,0 +1,55 @@
+"""What all requests of one server share."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from inference_pio.serve._errors import unavailable
+from inference_pio.serve._limits import KeyLimits
+from inference_pio.serve._models import ModelTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from inference_pio.serve._settings import ServeSettings
+
+
+class ServerState:
+    """Models, limits, and whether new requests are still taken. For one event loop.
+
+    Args:
+        settings: What the server was told.
+
+    Attributes:
+        settings: The same.
+        models: The models.
+        limits: What each key may have.
+        open: Requests that are being answered.
+        draining: Whether new requests are refused, because the server is about to stop.
+    """
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.settings = settings
+        self.models = ModelTable(settings.max_waiting)
+        self.limits = KeyLimits(settings.max_concurrent_per_key, settings.tokens_per_minute)
+        self.open = 0
+        self.draining = False
+
+    @contextmanager
+    def admitted(self, key_id: str) -> Iterator[None]:
+        """A request that costs something is being answered.
+
+        Raises:
+            ApiError: 503 while draining; 429 where the key has as much as it may.
+        """
+        if self.draining:
+            error = unavailable("the server is stopping", "stopping")
+            error.headers["connection"] = "close"
+            raise error
+        with self.limits.opened(key_id):
+            self.open += 1
+            try:
+                yield
+            finally:
+                self.open -= 1
