@@ -9,6 +9,7 @@ namespace {
 constexpr int32_t kMinQueries = 24;   // query vectors below which a block of rows is not cut for the sake of threads
 constexpr int32_t kMinSplitKeys = 256;  // keys below which merging costs more than it wins
 constexpr int32_t kItemsPerThread = 3;  // that a step should have at least
+constexpr int32_t kFineItems = 16;      // per thread: so small that any order will do
 constexpr int32_t kPartialsPerThread = 8;  // at most; equal shares need about two for each of kItemsPerThread
 constexpr int32_t kKeyCost = 4;         // what reading a key costs, in products with a query vector
 
@@ -108,6 +109,7 @@ int32_t plan_attention(const AttentionOp& op, const Batch& batch, int32_t thread
 
     int32_t count = 0;
     int32_t partials = 0;
+    int64_t dearest = 0;
     for_each_block(op, batch, rows, [&](const Block& block) {
         const int32_t queries = (block.row_end - block.row_begin) * group;
         const int32_t keys = keys_per_item(block, queries, share, page_size);
@@ -125,10 +127,15 @@ int32_t plan_attention(const AttentionOp& op, const Batch& batch, int32_t thread
                                             parts > 1 ? partials++ : -1, part == 0 ? parts : 0};
                 if (count < capacity) items[count] = item;
                 count++;
+                const int64_t cost = cost_of(op, item);
+                dearest = cost > dearest ? cost : dearest;
             }
         }
     });
-    if (count <= capacity) sort_by_cost(op, items, count);
+    // In order of sequences, threads read neighbouring pages. Where one item is much of a thread's share, those that cost
+    // most come first instead, so that none of them is left for the end.
+    const bool matters = threads > 1 && dearest > total / (kFineItems * threads);
+    if (count <= capacity && matters) sort_by_cost(op, items, count);
     return count;
 }
 

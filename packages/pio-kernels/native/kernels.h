@@ -24,7 +24,7 @@ struct Outlier {
     float value;
 };
 
-constexpr float kOutlierRatio = 2.0f;
+constexpr float kOutlierRatio = 2.5f;
 
 // Rows that a product takes at once, at most.
 constexpr int kMostRowsAtOnce = 8;
@@ -115,8 +115,10 @@ struct Kernels {
     // Norms and turns the query heads of one KV head in place, norms and turns its key, writes key and value to the cache;
     // for row `row` of the step.
     void (*write_kv)(const AttentionTask& task, int32_t row, int32_t kv_head);
-    // Attends for one item; `scratch` is of `attention_scratch` bytes. Partial results go to `partials`.
-    void (*attend)(const AttentionTask& task, const AttentionItem& item, uint8_t* scratch, float* partials);
+    // Attends for one item; `scratch` is of `attention_scratch` bytes. Partial results go to `partials`. `following`, or
+    // null, is the item whose keys and values may be fetched into the caches meanwhile.
+    void (*attend)(const AttentionTask& task, const AttentionItem& item, const AttentionItem* following, uint8_t* scratch,
+                   float* partials);
     // Merges item.parts partial results from item.partial on into the output.
     void (*merge)(const AttentionTask& task, const AttentionItem& item, const float* partials);
 

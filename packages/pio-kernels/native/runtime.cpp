@@ -675,7 +675,8 @@ void Runtime::attention(const Phase& phase, int32_t first, int32_t last, Local& 
         }
         const AttentionItem& item = plan.items[i];
         if (phase.kind == kWriteAndAttend) kernels->write_kv(task, item.row_begin, item.kv_head);
-        kernels->attend(task, item, local.attention, plan.partials);
+        const AttentionItem* following = i + 1 < plan.count ? &plan.items[i + 1] : nullptr;
+        kernels->attend(task, item, following, local.attention, plan.partials);
     }
 }
 

@@ -213,7 +213,7 @@ void write_kv(const AttentionTask& task, int32_t row, int32_t kv_head) {
     }
 }
 
-void attend(const AttentionTask& task, const AttentionItem& item, uint8_t* scratch, float* partials) {
+void attend(const AttentionTask& task, const AttentionItem& item, const AttentionItem*, uint8_t* scratch, float* partials) {
     const AttentionOp& op = *task.op;
     const int32_t group = group_size(op);
     const bool whole = item.partial < 0;

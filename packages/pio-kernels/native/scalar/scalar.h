@@ -15,7 +15,8 @@ void linear(const LinearTask& task, int32_t first_strip, int32_t last_strip);
 void finish_logits(float* y, int64_t n, float scale, float softcap);
 
 void write_kv(const AttentionTask& task, int32_t row, int32_t kv_head);
-void attend(const AttentionTask& task, const AttentionItem& item, uint8_t* scratch, float* partials);
+void attend(const AttentionTask& task, const AttentionItem& item, const AttentionItem* following, uint8_t* scratch,
+            float* partials);
 void merge(const AttentionTask& task, const AttentionItem& item, const float* partials);
 
 int64_t sample(const float* logits, const Sampling& sampling, int32_t draw, float* scratch);

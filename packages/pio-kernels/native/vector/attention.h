@@ -63,6 +63,7 @@ struct Tile {
 struct Work {
     const AttentionTask& task;
     const AttentionItem& item;
+    const AttentionItem* following;  // what this thread probably attends for next, or null
     const AttentionOp& op;
     PageLayout layout;
     int32_t width;    // W, of a row of `query` and `values`
@@ -87,7 +88,7 @@ Number* take(uint8_t*& scratch, int64_t bytes) {
     return array;
 }
 
-Work work_of(const AttentionTask& task, const AttentionItem& item, uint8_t* scratch) {
+Work work_of(const AttentionTask& task, const AttentionItem& item, const AttentionItem* following, uint8_t* scratch) {
     const AttentionOp& op = *task.op;
     const PageLayout layout = page_layout(op.cache->format, op.cache->page_size, op.head_size);
     const int32_t width = layout.value_width;
@@ -97,6 +98,7 @@ Work work_of(const AttentionTask& task, const AttentionItem& item, uint8_t* scra
     scratch += -reinterpret_cast<uintptr_t>(scratch) & 63;
     return {task,
             item,
+            following,
             op,
             layout,
             width,
@@ -114,12 +116,13 @@ Work work_of(const AttentionTask& task, const AttentionItem& item, uint8_t* scra
             take<float>(scratch, kTileKeys * 4)};
 }
 
-Tile tile_at(const Work& work, int32_t first) {
+// The tile of an item's keys from position `first` on.
+Tile tile_at(const Work& work, const AttentionItem& item, int32_t first) {
     const LayerCache& cache = *work.op.cache;
     const GroupTables& tables = work.task.batch->groups[cache.group];
-    const int32_t* pages = tables.block_tables + work.item.sequence * tables.stride;
+    const int32_t* pages = tables.block_tables + item.sequence * tables.stride;
     const PageLayout& layout = work.layout;
-    const int32_t left = work.item.key_end - first;
+    const int32_t left = item.key_end - first;
     Tile tile;
     tile.first = first;
     tile.keys = left < kTileKeys ? left : kTileKeys;
@@ -128,7 +131,7 @@ Tile tile_at(const Work& work, int32_t first) {
         const int32_t position = first + (b * kKeyBlock < tile.keys ? b : (tile.keys - 1) / kKeyBlock) * kKeyBlock;
         const int32_t offset = position % cache.page_size;
         const uint8_t* head = cache.pages + pages[position / cache.page_size] * cache.page_bytes +
-                              work.item.kv_head * layout.head_bytes;
+                              item.kv_head * layout.head_bytes;
         tile.block_keys[b] = head + static_cast<int64_t>(offset) * work.op.head_size * layout.element_bytes;
         tile.block_values[b] =
             head + layout.values + static_cast<int64_t>(offset) * layout.value_width * layout.element_bytes;
@@ -503,9 +506,12 @@ template <class Products>
 void attend_item(const Work& work, Stage stage) {
     start<Products>(work);
     const bool scaled = work.op.cache->format == kKVI8;
-    Tile tile = tile_at(work, work.item.key_begin);
-    for (int32_t first = tile.first; first < work.item.key_end; first += kTileKeys) {
-        const Tile next = first + kTileKeys < work.item.key_end ? tile_at(work, first + kTileKeys) : tile;
+    const AttentionItem& item = work.item;
+    Tile tile = tile_at(work, item, item.key_begin);
+    for (int32_t first = tile.first; first < item.key_end; first += kTileKeys) {
+        const Tile next = first + kTileKeys < item.key_end ? tile_at(work, item, first + kTileKeys)
+                          : work.following != nullptr      ? tile_at(work, *work.following, work.following->key_begin)
+                                                           : tile;
         if (scaled) copy_scales(work, tile);
         if (stage != nullptr) stage(work, tile);
         attend_tile<Products>(work, tile, next);
@@ -666,9 +672,10 @@ void write_kv(const AttentionTask& task, int32_t row, int32_t kv_head) {
     }
 }
 
-void attend(const AttentionTask& task, const AttentionItem& item, uint8_t* scratch, float* partials) {
+void attend(const AttentionTask& task, const AttentionItem& item, const AttentionItem* following, uint8_t* scratch,
+            float* partials) {
     const AttentionOp& op = *task.op;
-    const Work work = work_of(task, item, scratch);
+    const Work work = work_of(task, item, following, scratch);
     switch (op.cache->format) {
         case kKVF16: attend_format<kKVF16>(work); break;
         case kKVBF16: attend_format<kKVBF16>(work); break;

@@ -41,7 +41,7 @@ float* random_array(int64_t n) {
 }
 
 using WriteKV = void (*)(const pio::AttentionTask&, int32_t, int32_t);
-using Attend = void (*)(const pio::AttentionTask&, const pio::AttentionItem&, uint8_t*, float*);
+using Attend = void (*)(const pio::AttentionTask&, const pio::AttentionItem&, const pio::AttentionItem*, uint8_t*, float*);
 using Merge = void (*)(const pio::AttentionTask&, const pio::AttentionItem&, const float*);
 
 // Writes `history` and `qkv`, then attends with the rows of `qkv`.
@@ -69,7 +69,9 @@ struct Version {
         auto* scratch = static_cast<uint8_t*>(malloc(pio::attention_scratch(op, *op.cache)));
         auto* partials =
             static_cast<float*>(malloc(pio::attention_partials(kThreads) * pio::attention_partial(op) * sizeof(float)));
-        for (int32_t i = 0; i < count; i++) attend(task, items[i], scratch, partials);
+        for (int32_t i = 0; i < count; i++) {
+            attend(task, items[i], i + 1 < count ? &items[i + 1] : nullptr, scratch, partials);
+        }
         for (int32_t i = 0; i < count; i++) {
             if (items[i].parts > 1) merge(task, items[i], partials);
         }

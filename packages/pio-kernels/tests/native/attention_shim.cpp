@@ -17,7 +17,7 @@ PIO_EXPORT void shim_write(const pio::AttentionTask* task) {
 
 PIO_EXPORT void shim_attend(const pio::AttentionTask* task, const pio::AttentionItem* item, uint8_t* scratch,
                             float* partials) {
-    pio::PIO_ISA::attend(*task, *item, scratch, partials);
+    pio::PIO_ISA::attend(*task, *item, nullptr, scratch, partials);
 }
 
 PIO_EXPORT void shim_merge(const pio::AttentionTask* task, const pio::AttentionItem* item, const float* partials) {

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 BLOCK = 32
 """Inputs that share one scale when activations are quantised."""
 
-OUTLIER_RATIO = 2
+OUTLIER_RATIO = 2.5
 """An input more than so many times as large as any other of its block is kept apart."""
 
 
