@@ -148,7 +148,7 @@ def test_quantised_blocks_are_off_by_half_a_step(columns):
 
 
 def test_outliers_of_activations_are_kept_apart():
-    """What is more than two and a half times as large as the rest of its block stays itself, and the rest has the steps of its own."""
+    """What is 2.5 times as large as the rest of its block stays itself, and the rest has the steps of its own."""
     x = np.random.default_rng(0).uniform(-1, 1, (2, 64)).astype(np.float32)
     x[0, 40], x[1, 3], x[1, 5] = 300.0, 90.0, -90.0
     rounded = quantised_activations(x, outliers=True)
