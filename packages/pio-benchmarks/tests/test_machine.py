@@ -87,6 +87,8 @@ def test_limits_of_this_machine_are_plausible():
     for limits in measured:
         assert 0.5 < limits.read_gb_s < 5000
         assert limits.fp32_gflop_s is None or 0.5 < limits.fp32_gflop_s < 1e6
+        assert 0.5 < limits.int8_gop_s < 1e7
+        assert "kernels" in limits.source
 
 
 @pytest.mark.parametrize("counts", [[], [0], [1, -2]])

@@ -233,6 +233,18 @@ def test_pio_bench_gen_measures_a_model(pio_bench, tiny_gguf, tmp_path, monkeypa
     assert decode["bytes_per_unit"] > stored_bytes(open_model(tiny_gguf))
 
 
+def test_reading_quantised_weights_is_held_to_int8_arithmetic(pio_bench, tiny_gguf, tmp_path, monkeypatch):
+    """The native executor's prefill is a share of what the processor does with 8-bit integers."""
+    monkeypatch.setenv("PIO_CACHE_DIR", str(tmp_path))
+    limits = (Limits(threads=1, read_gb_s=20.0, fp32_gflop_s=1e-6, int8_gop_s=1e6, source="numpy, kernels"),)
+    monkeypatch.setattr("inference_pio.benchmarks._limits.measure_limits", lambda _: limits)
+    done = pio_bench(
+        "gen", tiny_gguf, "--prompt", "16", "--gen", "0", "--threads", "1", "--rounds", "1", "--executor", "native"
+    )
+    assert done.code == 0, done.err
+    assert " 0 % of compute" in done.out
+
+
 def test_pio_bench_gen_refuses_what_is_no_number(pio_bench):
     """The option is named."""
     done = pio_bench("gen", "--batch", "many")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -211,25 +212,29 @@ def test_the_format_of_a_file_is_that_of_most_weights(tiny_gguf):
 def test_a_whole_comparison_with_a_rival_that_is_a_script(pio_bench, tiny_gguf, fake_llama, tmp_path, monkeypatch):
     """Our side is real; the record has speeds of all sides, ratios by round, limits and the machine."""
     monkeypatch.setenv("PIO_CACHE_DIR", str(tmp_path / "cache"))
-    limits = (Limits(threads=1, read_gb_s=20.0, fp32_gflop_s=50.0, int8_gop_s=None, source="numpy"),)
+    limits = (Limits(threads=1, read_gb_s=20.0, fp32_gflop_s=50.0, int8_gop_s=400.0, source="numpy, kernels"),)
     monkeypatch.setattr("inference_pio.benchmarks._limits.measure_limits", lambda *_, **__: limits)
     output = tmp_path / "record.json"
     done = pio_bench(
         "peers", tiny_gguf, "--quick", "--cases", "short", "--batch", "1,2", "--threads", "1", "--executor", "torch",
-        "--llama-cpp", fake_llama, "--json", "-o", output,
+        "--llama-cpp", fake_llama, "-o", output,
     )  # fmt: skip
     assert done.code == 0, done.err
-    results = {each["name"]: each for each in done.json["results"]}
+    shown = {line.partition(",")[0]: line for line in done.out.splitlines()}
+    assert " % of compute" in shown["prefill 64"]
+    assert " % of memory" in shown["decode"]
+    record = json.loads(output.read_text(encoding="utf-8"))
+    results = {each["name"]: each for each in record["results"]}
     assert len(results) == 3 * 5
     assert results["decode, batch 2, 1 thread: llama.cpp Q8_0"]["values"] == pytest.approx([20.0])
     ours = results["prefill 64, 1 thread: ours"]
     assert ours["details"]["engine"] == "ours"
-    assert done.json["settings"]["executor_used"] == "torch"
+    assert record["settings"]["executor_used"] == "torch"
     assert ours["ops_per_unit"] > 0
     ratio = results["prefill 64, 1 thread: ours over llama.cpp Q4_0"]
     assert ratio["values"] == pytest.approx([ours["values"][0] / 100])
     assert ratio["unit"] == "x"
-    assert done.json["limits"][0]["read_gb_s"] == 20.0
+    assert record["limits"][0]["read_gb_s"] == 20.0
     from inference_pio.benchmarks import read_record
 
     assert len(read_record(output).measurements) == 15

@@ -33,7 +33,8 @@ class Limits:
         threads: Threads that they were measured with.
         read_gb_s: Bandwidth of reading memory far larger than the caches, in 10^9 bytes per second.
         fp32_gflop_s: 10^9 float32 operations per second in a matrix product (2 for a multiply-add), or None.
-        int8_gop_s: The same for 8-bit integers, or None where nothing here measures it.
+        int8_gop_s: The same for dot products of 8-bit integers by the best instructions that the kernels have, or
+            None where their library does not load.
         source: What measured them: ``"numpy"``, ``"kernels"`` or both; the higher value counts.
     """
 

@@ -201,18 +201,18 @@ def _show(comparison: Comparison, measurements: Sequence[Measurement], limits: S
     own, *rivals = comparison.sides
     write(f"ours: the {own.executor} executor")
     by_name = {measurement.name: measurement for measurement in measurements}
-    heads = ["TOKENS/s", own.name, "OF LIMIT", *(head for side in rivals for head in (side.name, "RATIO"))]
+    heads = ["TOKENS/s", own.name, "LIMIT", *(head for side in rivals for head in (side.name, "RATIO"))]
     rows = []
     for row, values in comparison.rows.items():
         shares = by_name.get(f"{row.name}: {own.name}")
         share = None if shares is None else attained(shares, limits)
         line = [row.name, number(median(values[own.name])) if own.name in values else "-"]
-        line.append("-" if share is None else f"{share.percent:.0f} %")
+        line.append("-" if share is None else f"{share.percent:.0f} % of {share.bound}")
         for side in rivals:
             line.append(number(median(values[side.name])) if side.name in values else "-")
             line.append(_ratio(comparison.ratio(row, side.name)))
         rows.append(line)
-    write(table(rows, heads=heads, numeric=[head for head in heads if head not in {"TOKENS/s", "RATIO"}]))
+    write(table(rows, heads=heads, numeric=[head for head in heads if head not in {"TOKENS/s", "LIMIT", "RATIO"}]))
     for row in comparison.rows:
         if row.busy:
             write(_kept(comparison, row))
