@@ -115,6 +115,13 @@ def batch(sequences: int, past: int, count: int) -> StepBatch:
     )
 
 
+def prefill_ops(program: Program, length: int) -> float:
+    """Operations of the matrices, a multiply-add being 2: all for every token, the head for the last one alone."""
+    sizes = {name: shape[0] * shape[1] for name, shape in program.parameters.items() if len(shape) == 2}
+    head = sizes.pop("table")
+    return 2.0 * (length * sum(sizes.values()) + head)
+
+
 def median_seconds(run: Callable[[], object], repeats: int) -> float:
     run()
     times = []
@@ -128,7 +135,10 @@ def median_seconds(run: Callable[[], object], repeats: int) -> float:
 def measure(quick: bool, threads: int | None) -> list[dict[str, object]]:
     program = model()
     limits = measure_limits(threads)
-    results: list[dict[str, object]] = [{"name": "read bandwidth", "value": limits["read_gb_per_s"], "unit": "GB/s"}]
+    results: list[dict[str, object]] = [
+        {"name": "read bandwidth", "value": limits["read_gb_per_s"], "unit": "GB/s"},
+        {"name": "int8 products", "value": limits["int8_gop_per_s"], "unit": "GOP/s"},
+    ]
     with tempfile.TemporaryDirectory() as folder:
         source = RandomSource(program, Path(folder) / "weights")
         weight_map = WeightMap(rules=tuple(WeightRule(target=n, sources=(n,)) for n in program.parameters))
@@ -158,7 +168,14 @@ def measure(quick: bool, threads: int | None) -> list[dict[str, object]]:
         for length in (128,) if quick else (128, 512):
             step = batch(1, 0, length)
             seconds = median_seconds(lambda step=step: runtime.step(step), 3)
-            results.append({"name": f"prefill {length}", "value": length / seconds, "unit": "tokens/s"})
+            results.append(
+                {
+                    "name": f"prefill {length}",
+                    "value": length / seconds,
+                    "unit": "tokens/s",
+                    "share_of_int8": prefill_ops(program, length) / seconds / 1e9 / limits["int8_gop_per_s"],
+                }
+            )
         results.append({"name": "threads", "value": runtime.threads, "unit": "threads", "instruction_set": runtime.isa})
     return results
 
@@ -190,8 +207,9 @@ def main() -> None:
     arguments = parser.parse_args()
     results = [*measure(arguments.quick, arguments.threads), python_overhead()]
     for result in results:
-        share = f"  {result['share_of_bandwidth']:.0%} of bandwidth" if "share_of_bandwidth" in result else ""
-        print(f"{result['name']:20} {result['value']:12.1f} {result['unit']}{share}")
+        shares = {"bandwidth": result.get("share_of_bandwidth"), "int8 products": result.get("share_of_int8")}
+        told = "".join(f"  {share:.0%} of {limit}" for limit, share in shares.items() if share is not None)
+        print(f"{result['name']:20} {result['value']:12.1f} {result['unit']}{told}")
     record = {
         "benchmark": "steps",
         "package": "pio-kernels",
