@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from inference_pio.interfaces import GroupTables, StepBatch
+    from inference_pio.processing import Tokenizer
 
 VOCAB = 97
 EMPTY = -1
@@ -151,6 +152,7 @@ def make_engine() -> Callable[..., Engine]:
         host_pages: int = 0,
         window: int | None = None,
         states: int = 0,
+        tokenizer: Tokenizer | None = None,
         eos: tuple[int, ...] = (),
         **options: object,
     ) -> Engine:
@@ -162,7 +164,7 @@ def make_engine() -> Callable[..., Engine]:
         if states:
             groups.append(CacheGroup(kind="state", num_pages=states, num_host_pages=host_pages))
         executor = HistoryExecutor(groups, page_size)
-        return Engine(executor, None, vocab_size=VOCAB, eos_token_ids=eos, **options)  # type: ignore[arg-type]
+        return Engine(executor, tokenizer, vocab_size=VOCAB, eos_token_ids=eos, **options)  # type: ignore[arg-type]
 
     return make
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from inference_pio.core._async_engine import AsyncEngine, AsyncTokenStream
+    from inference_pio.core._async_engine import AsyncEngine
     from inference_pio.core._checkpoint import Checkpoint, open_checkpoint
     from inference_pio.core._draft_model import DraftModelProposer
     from inference_pio.core._drafting import Drafting
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from inference_pio.core._registry import InstalledPlugin, Registry
     from inference_pio.core._sampler_state import SamplerState
     from inference_pio.core._speculation import SpeculationControl
+    from inference_pio.core._stamps import RequestStamps
     from inference_pio.core._stream import TokenStream
+    from inference_pio.core._token_stream import AsyncTokenStream
     from inference_pio.interfaces import (
         BeamSearchParams,
         CompletionOutput,
@@ -38,7 +40,7 @@ _MODULES = MappingProxyType(
     {
         "LLM": "inference_pio.core._llm",
         "AsyncEngine": "inference_pio.core._async_engine",
-        "AsyncTokenStream": "inference_pio.core._async_engine",
+        "AsyncTokenStream": "inference_pio.core._token_stream",
         "BeamSearchParams": "inference_pio.interfaces",
         "Checkpoint": "inference_pio.core._checkpoint",
         "CompletionOutput": "inference_pio.interfaces",
@@ -56,6 +58,7 @@ _MODULES = MappingProxyType(
         "Proposer": "inference_pio.core._proposers",
         "Registry": "inference_pio.core._registry",
         "RequestOutput": "inference_pio.interfaces",
+        "RequestStamps": "inference_pio.core._stamps",
         "SamplerState": "inference_pio.core._sampler_state",
         "SamplingParams": "inference_pio.interfaces",
         "SpeculationControl": "inference_pio.core._speculation",
@@ -88,6 +91,7 @@ __all__ = [
     "Proposer",
     "Registry",
     "RequestOutput",
+    "RequestStamps",
     "SamplerState",
     "SamplingParams",
     "SpeculationControl",

@@ -61,22 +61,45 @@ class Admission:
         self.tokenizer = tokenizer
         self._cache = cache
         self._compiler: StructureCompiler | None = None
+        if tokenizer is not None:
+            self._compiler = StructureCompiler(tokenizer, limits.vocab_size, limits.eos_token_ids)
 
-    def build(self, request: Request) -> RequestState:
+    def build(
+        self, request: Request, *, arrived: float | None = None, structure: Structure | None = None
+    ) -> RequestState:
         """The state of a new request, its sequences not queued yet.
+
+        Args:
+            request: What is asked for.
+            arrived: When it came, in seconds of ``time.perf_counter``; None for now.
+            structure: Its form, where it was compiled before.
 
         Raises:
             InvalidRequestError: It can never be served.
         """
         self._check_prompt(request)
-        now = time.perf_counter()
+        now = time.perf_counter() if arrived is None else arrived
         if isinstance(request.params, BeamSearchParams):
             return self._build_beams(request, request.params, now)
-        return self._build_samples(request, request.params, now)
+        return self._build_samples(request, request.params, now, structure)
 
-    def _build_samples(self, request: Request, params: SamplingParams, now: float) -> RequestState:
+    def compiler(self) -> StructureCompiler:
+        """What makes the forms of texts. Safe to share between threads.
+
+        Raises:
+            InvalidRequestError: There is no tokenizer.
+        """
+        if self._compiler is None:
+            self._tokenizer_for("structured_outputs")
+        assert self._compiler is not None
+        return self._compiler
+
+    def _build_samples(
+        self, request: Request, params: SamplingParams, now: float, structure: Structure | None
+    ) -> RequestState:
         self._check_sampling(params)
-        structure = self._structure(params)
+        if structure is None and params.structured_outputs is not None:
+            structure = self.compiler().compile(params.structured_outputs)
         words: Many[tuple[int, ...]] = ()
         if params.bad_words is not None:
             words = bad_word_sequences(self._tokenizer_for("bad_words"), params.bad_words)
@@ -134,14 +157,6 @@ class Admission:
             include_stop=params.include_stop_str_in_output,
             prompt_token_ids=request.prompt_token_ids,
         )
-
-    def _structure(self, params: SamplingParams) -> Structure | None:
-        if params.structured_outputs is None:
-            return None
-        if self._compiler is None:
-            tokenizer = self._tokenizer_for("structured_outputs")
-            self._compiler = StructureCompiler(tokenizer, self.limits.vocab_size, self.limits.eos_token_ids)
-        return self._compiler.compile(params.structured_outputs)
 
     def _tokenizer_for(self, name: str) -> Tokenizer:
         if self.tokenizer is None:

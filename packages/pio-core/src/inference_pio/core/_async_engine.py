@@ -7,10 +7,14 @@ import logging
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Literal, Self
 
-from inference_pio.interfaces import EngineError, PioError, QueueFullError
+from inference_pio.core._token_stream import AsyncTokenStream, Delivery
+from inference_pio.interfaces import EngineError, InvalidRequestError, PioError, QueueFullError, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,90 +22,45 @@ if TYPE_CHECKING:
 
     from inference_pio.core._engine import Engine
     from inference_pio.core._metrics import EngineMetrics
-    from inference_pio.interfaces import Request, RequestOutput, TokenEvent
+    from inference_pio.core._structure import Structure
+    from inference_pio.interfaces import PositionLogprobs, Request, TokenEvent
 
 _LOG = logging.getLogger(__name__)
 
+COMPILE_S = 2.0
+"""Seconds that the form of a request may take to compile."""
+_COMPILING_THREADS = 2
 
-class AsyncTokenStream:
-    """Tokens of one request, as they come, for one coroutine.
 
-    Leaving its ``async with`` block or :meth:`aclose` cancels what is unfinished. What is not read waits here; there
-    can never be more of it than the request's ``max_tokens``.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entrant:
+    """A request on its way into the engine.
+
+    Attributes:
+        request: What is asked for.
+        structure: Its form, if it has one.
+        stream: Where its tokens go.
+        arrived: When it was handed in.
+        admitted: Where its coroutine waits.
     """
 
-    def __init__(self, request_id: str, loop: asyncio.AbstractEventLoop, cancel: Callable[[str], None]) -> None:
-        self.request_id = request_id
-        self._loop = loop
-        self._cancel = cancel
-        self._events: deque[TokenEvent] = deque()
-        self._output: RequestOutput | None = None
-        self._news = asyncio.Event()
+    request: Request
+    structure: Structure | None
+    stream: AsyncTokenStream
+    arrived: float
+    admitted: asyncio.Future[AsyncTokenStream]
 
-    async def result(self) -> RequestOutput:
-        """Read to the end; the whole output. Cancelling the coroutine cancels the request.
+    def answer(self, error: Exception | None) -> None:
+        """Let the coroutine go on; called from the engine's thread."""
+        _call(self.stream.loop, lambda: self._resolve(error))
 
-        Raises:
-            PioError: The request failed.
-        """
-        async with self:
-            async for _ in self:
-                pass
-        assert self._output is not None
-        return self._output
-
-    @property
-    def output(self) -> RequestOutput | None:
-        """The whole output once the request has ended, however it did."""
-        return self._output
-
-    async def aclose(self) -> None:
-        """Cancel what is unfinished, and wait until its pages are free. Harmless when called twice."""
-        if self._output is None:
-            self._cancel(self.request_id)
-        while self._output is None:
-            self._news.clear()
-            await self._news.wait()
-
-    def deliver(self, events: list[TokenEvent], output: RequestOutput | None) -> None:
-        """Take events, and the output that ends the stream; called in the stream's own event loop."""
-        self._events.extend(events)
-        self._output = output
-        self._news.set()
-
-    def post(self, events: list[TokenEvent], output: RequestOutput | None) -> bool:
-        """Hand over events from another thread; False if nobody can read them any more."""
-        return self.call(lambda: self.deliver(events, output))
-
-    def call(self, function: Callable[[], None]) -> bool:
-        """Have ``function`` called in the stream's event loop; False if that is closed."""
-        try:
-            self._loop.call_soon_threadsafe(function)
-        except RuntimeError:
-            return False
-        return True
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> TokenEvent:
-        while not self._events:
-            if self._output is not None:
-                raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
-        event = self._events.popleft()
-        if event.error is not None:
-            raise event.error
-        return event
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
+    def _resolve(self, error: Exception | None) -> None:
+        if self.admitted.done():
+            return  # its coroutine was cancelled
+        if error is None:
+            self.admitted.set_result(self.stream)
+        else:
+            self.admitted.set_exception(error)
 
 
 class AsyncEngine:
@@ -118,7 +77,9 @@ class AsyncEngine:
         self._stops_on_failure = on_failure == "stop"
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._streams: dict[str, AsyncTokenStream] = {}
-        self._waiting: deque[tuple[Request, AsyncTokenStream, asyncio.Future[AsyncTokenStream]]] = deque()
+        self._waiting: deque[_Entrant] = deque()
+        self._owed_prompts: set[str] = set()  # requests whose prompts' log-probabilities were not delivered yet
+        self._compilers: ThreadPoolExecutor | None = None
         self._closing = False
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="pio-engine", daemon=True)
@@ -131,26 +92,63 @@ class AsyncEngine:
 
     @property
     def metrics(self) -> EngineMetrics:
-        """What the engine has counted since its start."""
+        """What the engine has counted since its start; changes while it is read. :meth:`snapshot` does not."""
         return self._engine.metrics
+
+    def snapshot(self) -> EngineMetrics:
+        """A copy of :attr:`metrics` with its gauges as they are now; may be called from any thread, and waits for none.
+
+        Requests that wait for a place in the queue count as waiting.
+        """
+        copy = self._engine.snapshot()
+        copy.requests_waiting.value += len(self._waiting)
+        return copy
+
+    async def ping(self, *, timeout_s: float = 10.0) -> float:
+        """Ask the engine's thread for a sign of life; it answers between two steps. Returns the seconds that it took.
+
+        Raises:
+            EngineError: It has stopped, is being closed, or does not answer in time.
+        """
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[None] = loop.create_future()
+        started = time.perf_counter()
+
+        def answer() -> None:
+            _call(loop, lambda: None if answered.done() else answered.set_result(None))
+
+        self._inbox.put(answer)
+        self._check_alive()
+        try:
+            await asyncio.wait_for(answered, timeout_s)
+        except TimeoutError as error:
+            self._check_alive()
+            raise EngineError(f"the engine has not answered within {timeout_s:g} s") from error
+        return time.perf_counter() - started
 
     async def submit(self, request: Request, *, wait: bool = True) -> AsyncTokenStream:
         """Hand in a request; its tokens come through the stream.
+
+        A form that it asks for is compiled beforehand in another thread, where neither the event loop nor the steps of
+        other requests wait for it.
 
         Args:
             request: What is asked for.
             wait: Where the queue is full, wait for a place; otherwise refuse.
 
         Raises:
-            InvalidRequestError: It can never be served.
+            InvalidRequestError: It can never be served; among the reasons, a form that takes more than 2 s to compile.
             DoesNotFitError: It needs more cache than there is.
-            QueueFullError: As many requests wait as may, and ``wait`` is False.
+            QueueFullError: As many requests wait as may, and ``wait`` is False; or forms of others hold its own up.
             EngineError: The engine has stopped or is being closed.
         """
+        arrived = time.perf_counter()
         loop = asyncio.get_running_loop()
-        stream = AsyncTokenStream(request.request_id, loop, self.abort)
+        structure = await self._compile(request)
+        stream = AsyncTokenStream(request.request_id, arrived, loop, self.abort)
         admitted: asyncio.Future[AsyncTokenStream] = loop.create_future()
-        self._inbox.put(lambda: self._add(request, stream, admitted, wait=wait))
+        entrant = _Entrant(request, structure, stream, arrived, admitted)
+        self._inbox.put(lambda: self._add(entrant, wait=wait))
         try:
             self._check_alive()  # after the put: whoever stops the engine empties the inbox
         except EngineError:
@@ -183,6 +181,8 @@ class AsyncEngine:
         self._closing = True
         self._inbox.put(self._cancel_all)
         self._thread.join()
+        if self._compilers is not None:
+            self._compilers.shutdown(wait=False, cancel_futures=True)
         self._engine.close()
 
     async def __aenter__(self) -> Self:
@@ -193,11 +193,35 @@ class AsyncEngine:
     ) -> None:
         await self.close()
 
+    async def _compile(self, request: Request) -> Structure | None:
+        """The form of a request, if it has one."""
+        params = request.params
+        if not isinstance(params, SamplingParams) or params.structured_outputs is None:
+            return None
+        self._check_alive()
+        compiler = self._engine.structure_compiler()
+        if self._compilers is None:
+            self._compilers = ThreadPoolExecutor(_COMPILING_THREADS, thread_name_prefix="pio-forms")
+        await asyncio.wrap_future(self._compilers.submit(compiler.vocabulary))  # once, and no fault of the form's
+        compiled = self._compilers.submit(compiler.compile, params.structured_outputs)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(compiled), COMPILE_S)
+        except TimeoutError as error:
+            if compiled.cancelled():
+                raise QueueFullError(
+                    "the forms of other requests are still being compiled", hint="try again later"
+                ) from error
+            raise InvalidRequestError(
+                f"the form of structured_outputs takes more than {COMPILE_S:g} s to compile", hint="simplify it"
+            ) from error
+
     def _check_alive(self) -> None:
         if self._failure is not None:
             raise EngineError(f"the engine has stopped: {self._failure}", hint="start it again")
         if self._closing:
             raise EngineError("the engine is being closed")
+        if not self._thread.is_alive():
+            raise EngineError("the engine's thread has ended", hint="start it again")
 
     # What follows runs in the engine's thread.
 
@@ -227,73 +251,86 @@ class AsyncEngine:
             self._cancel_all()
             self._closing = True
 
-    def _add(
-        self,
-        request: Request,
-        stream: AsyncTokenStream,
-        admitted: asyncio.Future[AsyncTokenStream],
-        *,
-        wait: bool,
-    ) -> None:
+    def _add(self, entrant: _Entrant, *, wait: bool) -> None:
+        request = entrant.request
         try:
             self._check_alive()
-            self._engine.add(request)
+            self._engine.add(request, arrived=entrant.arrived, structure=entrant.structure)
         except QueueFullError as error:
             if wait:
-                self._waiting.append((request, stream, admitted))
+                self._waiting.append(entrant)
             else:
-                _answer(stream, admitted, error)
+                entrant.answer(error)
         except Exception as error:  # noqa: BLE001 - a request that is no request must not end everyone's thread
-            _answer(stream, admitted, error)
+            entrant.answer(error)
         else:
-            self._streams[request.request_id] = stream
-            _answer(stream, admitted, None)
+            self._streams[request.request_id] = entrant.stream
+            if isinstance(request.params, SamplingParams) and request.params.prompt_logprobs is not None:
+                self._owed_prompts.add(request.request_id)
+            entrant.answer(None)
 
     def _admit_waiting(self) -> None:
         """Hand in requests that wait for a place in the queue, in their order, until it is full again."""
         while self._waiting and self._engine.has_room:
-            request, stream, admitted = self._waiting.popleft()
-            self._add(request, stream, admitted, wait=False)
+            self._add(self._waiting.popleft(), wait=False)
 
     def _abort(self, request_id: str) -> None:
         if request_id in self._streams:
             self._engine.abort(request_id)
-            self._finish(request_id, [])
+            delivery = self._finish(request_id, [])
+            _call(delivery.stream.loop, partial(_hand_over, [delivery]))
             return
-        for entry in [entry for entry in self._waiting if entry[0].request_id == request_id]:
-            self._waiting.remove(entry)
-            _answer(*entry[1:], EngineError(f"request {request_id!r} was cancelled while it waited for a place"))
+        for entrant in [entrant for entrant in self._waiting if entrant.request.request_id == request_id]:
+            self._waiting.remove(entrant)
+            entrant.answer(EngineError(f"request {request_id!r} was cancelled while it waited for a place"))
 
     def _cancel_all(self) -> None:
         for request_id in list(self._streams):
             self._abort(request_id)
-        for _, stream, admitted in self._waiting:
-            _answer(stream, admitted, EngineError("the engine was closed while the request waited for a place"))
+        for entrant in self._waiting:
+            entrant.answer(EngineError("the engine was closed while the request waited for a place"))
         self._waiting.clear()
 
     def _deliver(self, events: list[TokenEvent]) -> None:
+        """Hand a step's events over, all of a loop's at once: waking it costs more than what it is woken for."""
         by_request: dict[str, list[TokenEvent]] = {}
         for event in events:
             by_request.setdefault(event.request_id, []).append(event)
+        by_loop: dict[asyncio.AbstractEventLoop, list[Delivery]] = {}
         for request_id, batch in by_request.items():
             if batch[-1].finish_reason is not None and self._engine.output(request_id).finished:
-                self._finish(request_id, batch)
-            elif not self._streams[request_id].post(batch, None):
-                self._abort(request_id)
+                delivery = self._finish(request_id, batch)
+            else:
+                delivery = Delivery(self._streams[request_id], batch, None, self._prompt_logprobs(request_id))
+            by_loop.setdefault(delivery.stream.loop, []).append(delivery)
+        for loop, deliveries in by_loop.items():
+            if not _call(loop, partial(_hand_over, deliveries)):
+                for delivery in deliveries:
+                    self._abort(delivery.stream.request_id)  # nobody can read it any more
 
-    def _finish(self, request_id: str, events: list[TokenEvent]) -> None:
-        self._streams.pop(request_id).post(events, self._engine.forget(request_id))
+    def _finish(self, request_id: str, events: list[TokenEvent]) -> Delivery:
+        stream = self._streams.pop(request_id)
+        self._owed_prompts.discard(request_id)
+        output = self._engine.forget(request_id)
+        return Delivery(stream, events, output, output.prompt_logprobs)
+
+    def _prompt_logprobs(self, request_id: str) -> list[PositionLogprobs | None] | None:
+        """Of a prompt that has just been read, once."""
+        if request_id not in self._owed_prompts:
+            return None
+        self._owed_prompts.remove(request_id)
+        return self._engine.output(request_id).prompt_logprobs
 
 
-def _answer(stream: AsyncTokenStream, admitted: asyncio.Future[AsyncTokenStream], error: Exception | None) -> None:
-    """Resolve ``admitted`` in the loop of ``stream``."""
+def _hand_over(deliveries: list[Delivery]) -> None:
+    for delivery in deliveries:
+        delivery.stream.deliver(delivery)
 
-    def resolve() -> None:
-        if admitted.done():
-            return  # its coroutine was cancelled
-        if error is None:
-            admitted.set_result(stream)
-        else:
-            admitted.set_exception(error)
 
-    stream.call(resolve)
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> bool:
+    """Have ``function`` called in ``loop``, from another thread; False if that is closed."""
+    try:
+        loop.call_soon_threadsafe(function)
+    except RuntimeError:
+        return False
+    return True

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from inference_pio.core._drafting import Drafting
     from inference_pio.core._scheduler import Policy
     from inference_pio.core._sequence import RequestState
+    from inference_pio.core._structure import Structure, StructureCompiler
     from inference_pio.interfaces import Executor, Request, RequestOutput, TokenEvent
     from inference_pio.processing import Tokenizer
 
@@ -119,8 +120,13 @@ class Engine:
         bound = self.scheduler.max_waiting
         return bound is None or len(self.scheduler.waiting) < bound
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, *, arrived: float | None = None, structure: Structure | None = None) -> None:
         """Check and queue ``request``.
+
+        Args:
+            request: What is asked for.
+            arrived: When it came, in seconds of ``time.perf_counter``; None for now. Its times count from there.
+            structure: Its form, where one of :meth:`structure_compiler` was compiled before.
 
         Raises:
             InvalidRequestError: It can never be served; the engine is as before.
@@ -129,12 +135,28 @@ class Engine:
         """
         if request.request_id in self._requests:
             raise InvalidRequestError(f"a request with id {request.request_id!r} is running already")
-        state = self._admission.build(request)
+        state = self._admission.build(request, arrived=arrived, structure=structure)
         self.scheduler.add(state.sequences[0])
         self._requests[request.request_id] = state
         self._count_wishes(request)
         if request.timeout_s is not None:
             heapq.heappush(self._deadlines, (state.arrived + request.timeout_s, request.request_id))
+
+    def structure_compiler(self) -> StructureCompiler:
+        """What makes the forms of texts; may be used from any thread, so that no step waits for it.
+
+        Raises:
+            InvalidRequestError: There is no tokenizer.
+        """
+        return self._admission.compiler()
+
+    def snapshot(self) -> EngineMetrics:
+        """A copy of :attr:`metrics` with its gauges as they are now; may be called from any thread."""
+        copy = self.metrics.copy()
+        copy.requests_running.value = len(self.scheduler.running)
+        copy.requests_waiting.value = len(self.scheduler.waiting)
+        copy.kv_cache_usage.value = self.cache.usage
+        return copy
 
     def step(self) -> list[TokenEvent]:
         """One step of all running sequences: an event for each token that was chosen and each request that ended.

@@ -38,6 +38,10 @@ class Counter:
         """Over all values of the label."""
         return sum(self.values.values())
 
+    def copy(self) -> Counter:
+        """The same, not counting on."""
+        return Counter(self.name, self.help, self.label, self.values.copy())
+
 
 @dataclass(slots=True)
 class Gauge:
@@ -52,6 +56,10 @@ class Gauge:
     name: str
     help: str
     value: float = 0.0
+
+    def copy(self) -> Gauge:
+        """The same, not changing any more."""
+        return Gauge(self.name, self.help, self.value)
 
 
 @dataclass(slots=True)
@@ -84,6 +92,12 @@ class Histogram:
         """Note ``value``, as often as ``times`` says."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.sum += value * times
+
+    def copy(self) -> Histogram:
+        """The same, not counting on."""
+        twin = Histogram(self.name, self.help, self.bounds)
+        twin.counts, twin.sum = self.counts.copy(), self.sum
+        return twin
 
 
 def _seconds(name: str, text: str) -> Histogram:
@@ -129,3 +143,10 @@ class EngineMetrics:
     def __iter__(self) -> Iterator[Counter | Gauge | Histogram]:
         """All of them, in the order above."""
         return iter(vars(self).values())
+
+    def copy(self) -> EngineMetrics:
+        """The same, not counting on; may be called from any thread."""
+        twin = EngineMetrics()
+        for name, metric in vars(self).items():
+            setattr(twin, name, metric.copy())
+        return twin

@@ -156,13 +156,25 @@ class StructureCompiler:
         self._vocab_size = vocab_size
         self._end_token_ids = frozenset(end_token_ids)
         self._vocabulary: StructureVocabulary | None = None
+        self._reading = threading.Lock()
         self._compiled: OrderedDict[tuple[str, str], Structure] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # never held while a form is compiled: the engine's step takes it too
+
+    def vocabulary(self) -> StructureVocabulary:
+        """What structures are built on; the first call reads it (some tenths of a second, or seconds where it is long).
+
+        Raises:
+            UnsupportedError: The model has no end token.
+        """
+        with self._reading:
+            if self._vocabulary is None:
+                self._vocabulary = StructureVocabulary(self._tokenizer, self._vocab_size, self._end_token_ids)
+            return self._vocabulary
 
     def compile(self, structured: StructuredOutputs) -> Structure:
         """The structure of a text that is to have this form, at its beginning.
 
-        The first call reads the vocabulary (some tenths of a second); the last 128 forms are kept.
+        The first call reads the vocabulary; the last 128 forms are kept.
 
         Raises:
             InvalidRequestError: The form is malformed, beyond the bounds, or no text has it.
@@ -170,18 +182,19 @@ class StructureCompiler:
         """
         key = form_name(structured), grammar_source(structured)
         with self._lock:
-            if (known := self._compiled.get(key)) is None:
-                known = self._compiled[key] = self._compile(*key)
-                while len(self._compiled) > CACHED_STRUCTURES:
-                    self._compiled.popitem(last=False)
+            known = self._compiled.get(key)
+        made = self._compile(*key) if known is None else known
+        with self._lock:
+            known = self._compiled.setdefault(key, made)
             self._compiled.move_to_end(key)
+            while len(self._compiled) > CACHED_STRUCTURES:
+                self._compiled.popitem(last=False)
             return known.fork()
 
     def _compile(self, form: str, grammar: str) -> Structure:
         from llguidance import LLMatcher, LLParserLimits
 
-        if self._vocabulary is None:
-            self._vocabulary = StructureVocabulary(self._tokenizer, self._vocab_size, self._end_token_ids)
+        vocabulary = self.vocabulary()
         limits = LLParserLimits(
             initial_lexer_fuel=_COMPILE_FUEL,
             step_lexer_fuel=_STEP_FUEL,
@@ -189,12 +202,12 @@ class StructureCompiler:
             max_lexer_states=_MAX_LEXER_STATES,
             verbose_errors=False,
         )
-        matcher = LLMatcher(self._vocabulary.tokenizer, grammar, log_level=0, limits=limits)
+        matcher = LLMatcher(vocabulary.tokenizer, grammar, log_level=0, limits=limits)
         if matcher.is_error():
             raise InvalidRequestError(
                 f"the {form} of structured_outputs cannot be used: {one_line(matcher.get_error())}", hint=way_out(form)
             )
-        structure = Structure(matcher, self._vocabulary)
+        structure = Structure(matcher, vocabulary)
         for _ in range(2):  # what one copy has used up of the bounds shows in the next
             _check_beginning(structure.fork(), form)
         return structure
