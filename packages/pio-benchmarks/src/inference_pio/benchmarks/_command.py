@@ -13,6 +13,10 @@ COMMANDS = {
         "Measure a model here and in other engines, side by side.",
         "inference_pio.benchmarks._peers_command:peers",
     ),
+    "serve": (
+        "Press a server, and report throughput and latencies.",
+        "inference_pio.benchmarks._serve_command:serve",
+    ),
     "quality": (
         "Measure what a model's arithmetic costs its answers.",
         "inference_pio.benchmarks._quality_command:quality",
