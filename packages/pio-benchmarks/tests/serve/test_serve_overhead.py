@@ -8,8 +8,16 @@ import sys
 
 import pytest
 
-from inference_pio.benchmarks import _serve_server
-from inference_pio.benchmarks._serve_overhead import Overhead, main_thread_cpu_s, overhead_block, overhead_measurements
+from inference_pio.benchmarks import _serve_overhead, _serve_server
+from inference_pio.benchmarks._serve_overhead import (
+    LoopTime,
+    Overhead,
+    main_thread_cpu_s,
+    measure_overhead,
+    overhead_block,
+    overhead_measurements,
+)
+from inference_pio.benchmarks._serve_prompts import Prompt
 from inference_pio.benchmarks._serve_server import free_port, running_server, serve_command
 from inference_pio.interfaces import BrokenDependencyError, MissingDependencyError
 
@@ -55,7 +63,7 @@ def overhead(timeline):
     """Three prompts: the server takes 2, 3 and 10 ms longer to the first token."""
     direct = tuple(timeline(0.0, 0.010, 0.030, tokens=3) for _ in range(3))
     served = tuple(timeline(0.0, 0.010 + late, 0.040 + late, tokens=3) for late in (0.002, 0.003, 0.010))
-    return Overhead(served, direct, 41.5, 22.25, 8)
+    return Overhead(served, direct, LoopTime(900.0, 41.5), LoopTime(800.0, 22.25), 8)
 
 
 def test_overhead_by_hand(overhead):
@@ -69,7 +77,9 @@ def test_overhead_by_hand(overhead):
         "Median TPOT, HTTP (ms):                  15.00",
         "TTFT overhead, median (ms):              3.00 (2.00 to 10.00)",
         "CPU per token, 1 at once (us):           41.5",
+        "CPU per request, 1 at once (us):         900.0",
         "CPU per token, 8 at once (us):           22.2",
+        "CPU per request, 8 at once (us):         800.0",
     ]
     found = {each.name: each.values for each in overhead_measurements(overhead)}
     assert found["TTFT overhead"] == pytest.approx((2, 3, 10))
@@ -81,9 +91,34 @@ def test_what_the_system_does_not_tell_is_not_made_up(timeline):
     """No figure rather than a zero; single tokens have no TPOT."""
     one = (timeline(0.0, 0.01, tokens=1),)
     unknown = Overhead(one, one, None, None, 8)
-    assert "CPU per token, 8 at once (us):           unknown on this system" in overhead_block(unknown)
+    assert "CPU per token, 8 at once (us):           unknown" in overhead_block(unknown)
     assert {each.name for each in overhead_measurements(unknown)} == {"TTFT, engine", "TTFT, HTTP", "TTFT overhead"}
     assert main_thread_cpu_s(2**22 + 1) is None
+
+
+def test_tokens_are_told_from_requests(monkeypatch, timeline):
+    """By answers of one token: with 300 us a request and 20 us a token, whatever runs at once, both come out."""
+    spent = 0.0
+    monkeypatch.setattr(_serve_overhead, "main_thread_cpu_s", lambda _pid: spent)
+
+    class Fake:
+        def __init__(self, cost):
+            self.cost = cost
+
+        async def send(self, prompt, timeline):
+            nonlocal spent
+            timeline.start = 0.0
+            timeline.note_chunk(1.0, text=True)
+            timeline.output_tokens = prompt.output_len
+            spent += self.cost * (300e-6 + 20e-6 * prompt.output_len)
+
+    def make(length):
+        return [Prompt("x", length or 5 + number) for number in range(4)]
+
+    found = asyncio.run(measure_overhead(Fake(1), Fake(0), 0, make, concurrency=2))
+    for loop in (found.alone, found.loaded):
+        assert (loop.per_request, loop.per_token) == pytest.approx((300, 20))
+    assert [len(found.served), len(found.direct)] == [4, 4]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells the time of single threads")

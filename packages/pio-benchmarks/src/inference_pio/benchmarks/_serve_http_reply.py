@@ -1,7 +1,7 @@
 """HTTP/1.1 replies, piece by piece as bytes come in (RFC 9112); no input or output of its own.
 
-Written for streams of very many small chunks: a general library takes more time per chunk than the rest of the load
-generator together, see ``benchmarks/bench_serve_client.py``.
+Written for streams of very many small chunks, of which each should cost this side as little as can be: what general
+libraries take is measured by ``benchmarks/bench_serve_client.py``.
 """
 
 from __future__ import annotations

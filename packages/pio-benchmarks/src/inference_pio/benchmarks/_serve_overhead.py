@@ -27,22 +27,34 @@ _RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
+class LoopTime:
+    """Processor time of a server's main thread, which runs its event loop, in microseconds.
+
+    Attributes:
+        per_request: For an answer of no token: reading, tokenizing, the head of the reply.
+        per_token: For each token streamed.
+    """
+
+    per_request: float
+    per_token: float
+
+
+@dataclass(frozen=True, slots=True)
 class Overhead:
     """What was measured.
 
     Attributes:
         served: One request at a time, through HTTP.
         direct: The same prompts in the same order, straight into the engine.
-        token_cpu_us: Processor time of the server's main thread, which runs its event loop, per token of ``served``;
-            None where the system does not tell.
-        loaded_token_cpu_us: The same with several requests at once.
+        alone: Processor time of the server with one request at a time; None where the system does not tell.
+        loaded: The same with several at once.
         concurrency: How many those were.
     """
 
     served: tuple[Timeline, ...]
     direct: tuple[Timeline, ...]
-    token_cpu_us: float | None
-    loaded_token_cpu_us: float | None
+    alone: LoopTime | None
+    loaded: LoopTime | None
     concurrency: int
 
     @property
@@ -56,50 +68,97 @@ async def measure_overhead(
     served: Target,
     direct: Target,
     pid: int,
-    prompts: Sequence[Prompt],
-    loaded: Sequence[Prompt],
+    make: Callable[[int | None], list[Prompt]],
     *,
     concurrency: int,
     say: Callable[[str], None] = lambda _text: None,
 ) -> Overhead:
     """Measure both sides.
 
+    What a request costs and what a token costs is told apart by asking for answers of one token as well.
+
     Args:
         served: The server, which must be local.
         direct: Its engine.
         pid: Process of the server.
-        prompts: Asked one at a time, of both sides, the order of which alternates.
-        loaded: Asked of the server alone, ``concurrency`` at once.
-        concurrency: See there.
+        make: Gives fresh prompts, always as many: with answers of the length that it is called with, or of the planned
+            ones for None.
+        concurrency: Requests at once where there are several.
         say: Called with what is happening.
 
     Raises:
         PioError: A request failed.
     """
     timelines: dict[int, list[Timeline]] = {0: [], 1: []}
-    spent: list[float | None] = []
-    for number, prompt in enumerate(prompts):
-        say(f"{number} of {len(prompts)} prompts asked of both sides")
+    clock, short_clock = _Clock(pid), _Clock(pid)
+    pairs = list(zip(make(None), make(1), strict=True))
+    for number, (prompt, short) in enumerate(pairs):
+        say(f"{number} of {len(pairs)} prompts asked of both sides")
         for side in (0, 1) if number % 2 else (1, 0):
             await asyncio.sleep(_PAUSE_S)
-            before = main_thread_cpu_s(pid)
-            timelines[side].append(await ask(direct if side else served, prompt))
-            if not side:
-                spent.append(_difference(before, main_thread_cpu_s(pid)))
+            if side:
+                timelines[side].append(await ask(direct, prompt))
+                continue
+            with clock:
+                timelines[side].append(await ask(served, prompt))
+            clock.tokens += timelines[side][-1].length
+            with short_clock:
+                short_clock.tokens += (await ask(served, short)).length
     say(f"{concurrency} requests at once")
-    before = main_thread_cpu_s(pid)
-    run = await run_load(served, loaded, [0.0] * len(loaded), max_concurrency=concurrency, stop=asyncio.Event())
-    loaded_cpu = _difference(before, main_thread_cpu_s(pid))
-    for timeline in run.timelines:
-        if timeline.state == "failed":
-            raise PioError(f"a request failed: {timeline.error}")
+    loaded_clock, short_loaded_clock = _Clock(pid), _Clock(pid)
+    for each, length in ((short_loaded_clock, 1), (loaded_clock, None)):
+        with each:
+            each.tokens = await _press(served, make(length), concurrency)
     return Overhead(
         served=tuple(timelines[0]),
         direct=tuple(timelines[1]),
-        token_cpu_us=_per_token(_total(spent), timelines[0]),
-        loaded_token_cpu_us=_per_token(loaded_cpu, run.timelines),
+        alone=_loop_time(clock, short_clock, len(pairs)),
+        loaded=_loop_time(loaded_clock, short_loaded_clock, len(pairs)),
         concurrency=concurrency,
     )
+
+
+class _Clock:
+    """Adds up the processor time of a process's main thread within its ``with`` blocks.
+
+    Attributes:
+        spent: Seconds; None once the system did not tell.
+        tokens: For the caller, who knows how many it was.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._before: float | None = None
+        self.spent: float | None = 0.0
+        self.tokens = 0
+
+    def __enter__(self) -> None:
+        self._before = main_thread_cpu_s(self._pid)
+
+    def __exit__(self, *_: object) -> None:
+        after = main_thread_cpu_s(self._pid)
+        known = self.spent is not None and self._before is not None and after is not None
+        self.spent = self.spent + after - self._before if known else None  # type: ignore[operator]  # all three are
+
+
+async def _press(target: Target, prompts: list[Prompt], concurrency: int) -> int:
+    """Ask all prompts, some at once; how many tokens came.
+
+    Raises:
+        PioError: A request failed.
+    """
+    run = await run_load(target, prompts, [0.0] * len(prompts), max_concurrency=concurrency, stop=asyncio.Event())
+    for timeline in run.timelines:
+        if timeline.state == "failed":
+            raise PioError(f"a request failed: {timeline.error}")
+    return sum(timeline.length for timeline in run.timelines)
+
+
+def _loop_time(clock: _Clock, short: _Clock, requests: int) -> LoopTime | None:
+    if clock.spent is None or short.spent is None or clock.tokens <= short.tokens:
+        return None
+    per_token = (clock.spent - short.spent) / (clock.tokens - short.tokens)
+    return LoopTime(1e6 * (short.spent - per_token * short.tokens) / requests, 1e6 * per_token)
 
 
 def main_thread_cpu_s(pid: int) -> float | None:
@@ -122,9 +181,10 @@ def overhead_block(overhead: Overhead) -> str:
         for side, milliseconds in values.items():
             rows.append((f"Median {short}, {side} (ms):", f"{_median(milliseconds):.2f}"))
     rows.append(("TTFT overhead, median (ms):", f"{median:.2f} ({low:.2f} to {high:.2f})"))
-    for concurrency, value in ((1, overhead.token_cpu_us), (overhead.concurrency, overhead.loaded_token_cpu_us)):
-        said = "unknown on this system" if value is None else f"{value:.1f}"
-        rows.append((f"CPU per token, {concurrency} at once (us):", said))
+    for concurrency, found in ((1, overhead.alone), (overhead.concurrency, overhead.loaded)):
+        for what, value in (("token", found and found.per_token), ("request", found and found.per_request)):
+            said = "unknown" if value is None else f"{value:.1f}"
+            rows.append((f"CPU per {what}, {concurrency} at once (us):", said))
     body = [f"{name:<40} {value}" for name, value in rows]
     return "\n".join([f"{' Server Overhead ':=^{_WIDTH}}", *body, "=" * _WIDTH])
 
@@ -137,12 +197,10 @@ def overhead_measurements(overhead: Overhead) -> list[Measurement]:
         for side, milliseconds in values.items()
     ]
     found.append(Measurement("TTFT overhead", "ms", overhead.ttft_ms, "lower"))
-    for name, value in (
-        ("CPU per token, 1 at once", overhead.token_cpu_us),
-        (f"CPU per token, {overhead.concurrency} at once", overhead.loaded_token_cpu_us),
-    ):
-        if value is not None and name not in {each.name for each in found}:
-            found.append(Measurement(name, "us", (value,), "lower"))
+    for at_once, loop in {1: overhead.alone, overhead.concurrency: overhead.loaded}.items():
+        if loop is not None:
+            found.append(Measurement(f"CPU per token, {at_once} at once", "us", (loop.per_token,), "lower"))
+            found.append(Measurement(f"CPU per request, {at_once} at once", "us", (loop.per_request,), "lower"))
     return found
 
 
@@ -170,16 +228,3 @@ def _median(values: Sequence[float]) -> float:
     import numpy as np
 
     return float(np.median(values))
-
-
-def _difference(before: float | None, after: float | None) -> float | None:
-    return None if before is None or after is None else after - before
-
-
-def _total(spent: Sequence[float | None]) -> float | None:
-    known = [each for each in spent if each is not None]
-    return sum(known) if len(known) == len(spent) else None
-
-
-def _per_token(seconds: float | None, timelines: Sequence[Timeline]) -> float | None:
-    return None if seconds is None else 1e6 * seconds / sum(each.length for each in timelines)

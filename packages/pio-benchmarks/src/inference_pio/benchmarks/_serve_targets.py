@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from inference_pio.benchmarks._gen_report import default_model
 from inference_pio.benchmarks._serve_client import Asking, OpenAIClient, list_models
 from inference_pio.benchmarks._serve_http import HttpClient, parse_base_url
 from inference_pio.benchmarks._serve_options import check_secret_url, parse_extra_body, read_key
-from inference_pio.benchmarks._serve_prompts import PromptMaker
+from inference_pio.benchmarks._serve_prompts import LengthRange, PromptMaker
 from inference_pio.benchmarks._serve_session import learn_word_rate, make_prompts, measure, warm_up
 from inference_pio.benchmarks._text import note, transient
 from inference_pio.interfaces import ModelNotFoundError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from inference_pio.benchmarks._serve_load import LoadRun
     from inference_pio.benchmarks._serve_options import ServeOptions
     from inference_pio.benchmarks._serve_overhead import Overhead
+    from inference_pio.benchmarks._serve_prompts import Prompt
     from inference_pio.benchmarks._serve_session import Plan
 
 _DEFAULT_URL = "http://127.0.0.1:8000"
@@ -67,14 +69,18 @@ async def press_both(options: ServeOptions, plan: Plan, generator: np.random.Gen
         open_engine(options, name) as direct,
     ):
         maker = PromptMaker(generator, await learn_word_rate(served, generator))
+
+        def make(length: int | None) -> list[Prompt]:
+            lengths = plan if length is None else replace(plan, output_len=LengthRange(length, length))
+            return make_prompts(maker, lengths, generator, plan.num_prompts)
+
         for target in (served, direct):
             await warm_up(target, make_prompts(maker, plan, generator, max(plan.warmups, 1)), 1, say=transient)
         overhead = await measure_overhead(
             served,
             direct,
             pid,
-            make_prompts(maker, plan, generator, plan.num_prompts),
-            make_prompts(maker, plan, generator, plan.num_prompts),
+            make,
             concurrency=plan.load.max_concurrency or _OVERHEAD_CONCURRENCY,
             say=transient,
         )
