@@ -293,7 +293,14 @@ PIO_INLINE void write_outputs(const LinearTask& task, int32_t row, F32x16 output
 template <int M>
 inline void strip_rows(const LinearTask& task, int32_t strip, int32_t row) {
     int64_t in_rows[M];
-    for (int m = 0; m < M; ++m) in_rows[m] = task.in_rows ? task.in_rows[row + m] : row + m;
+    float* y[M];
+    for (int m = 0; m < M; ++m) {
+        in_rows[m] = task.in_rows ? task.in_rows[row + m] : row + m;
+        const int64_t out_row = task.out_rows ? task.out_rows[row + m] : row + m;
+        y[m] = task.y + out_row * task.y_stride + task.weights->out_column + kTileRows * strip;
+        // What is added to has gone by since another strip's turn; the product gives it time to come.
+        if (task.epilogue == kAdd) __builtin_prefetch(y[m], 1);
+    }
     F32x16 sums[M];
     strip_product<M>(*task.weights, strip, *task.x, in_rows, sums);
     const int32_t left = task.weights->rows - kTileRows * strip;
@@ -306,11 +313,7 @@ inline void strip_rows(const LinearTask& task, int32_t strip, int32_t row) {
         const F32x16 up_bias = strip_bias(*task.up, strip, n);
         for (int m = 0; m < M; ++m) sums[m] = multiply(activate(task.activation, sums[m]), add(up[m], up_bias));
     }
-    for (int m = 0; m < M; ++m) {
-        const int64_t out_row = task.out_rows ? task.out_rows[row + m] : row + m;
-        float* y = task.y + out_row * task.y_stride + task.weights->out_column + kTileRows * strip;
-        write_outputs(task, row + m, sums[m], y, n);
-    }
+    for (int m = 0; m < M; ++m) write_outputs(task, row + m, sums[m], y[m], n);
 }
 
 // Outputs of one strip for rows [row, end), as many at once as there are.

@@ -50,30 +50,22 @@ PIO_INLINE float float_of_bits(int32_t bits) {
     return x;
 }
 
-// The only input of magnitude `magnitude`, or -1 if there are several.
-inline int only_input_of(const float* x, float magnitude) {
-    int found = -1;
-    for (int i = 0; i < 32; ++i) {
-        if (x[i] != magnitude && x[i] != -magnitude) continue;
-        if (found >= 0) return -1;
-        found = i;
-    }
-    return found;
-}
-
 // Takes the outlier out of a block of finite inputs whose largest magnitude is `magnitude`, notes it, and changes
 // `magnitude` to that of the rest; 0 if there is none. See scalar/rows.cpp.
 PIO_INLINE float take_outlier(F32x16& low, F32x16& high, float& magnitude, int32_t row, int32_t block, Rows& out) {
     const F32x16 most = broadcast(magnitude);
+    const F32x16 ratio = broadcast(kOutlierRatio);
+    const uint32_t large = at_least(multiply(absolute(low), ratio), most) |
+                           at_least(multiply(absolute(high), ratio), most) << 16;
+    if ((large & (large - 1)) != 0) return 0.0f;  // the largest is not the only one
     const F32x16 low_rest = select_less(absolute(low), most, low, zeros());
     const F32x16 high_rest = select_less(absolute(high), most, high, zeros());
     const float second = float_of_bits(largest_magnitude(low_rest, high_rest));
-    if (second < kSmallestBlock || magnitude <= kOutlierRatio * second) return 0.0f;
+    if (second < kSmallestBlock) return 0.0f;
+    const int apart = __builtin_ctz(large);
     float x[32];
     store(x, low);
     store(x + 16, high);
-    const int apart = only_input_of(x, magnitude);
-    if (apart < 0) return 0.0f;
     Outlier* outliers = out.outliers + static_cast<int64_t>(row) * (out.stride / 32);
     outliers[out.num_outliers[row]++] = {32 * block + apart, x[apart]};
     low = low_rest;
@@ -96,8 +88,7 @@ PIO_INLINE void prepare_int8(F32x16 low, F32x16 high, bool outliers, int32_t row
     QuantBlock& to = out.blocks[static_cast<int64_t>(row) * (out.stride / 32) + block];
     store_int8(to.values, low_values);
     store_int8(to.values + 16, high_values);
-    to.sums[0] = sum(low_values);
-    to.sums[1] = sum(high_values);
+    store_sums(to.sums, low_values, high_values);
     to.scale = scale;
     to.offset = scale * static_cast<float>(to.sums[0] + to.sums[1]) + exact;
 }

@@ -91,6 +91,12 @@ PIO_INLINE F32x16 select_less(F32x16 a, F32x16 b, F32x16 x, F32x16 y) {
     return {_mm256_blendv_ps(y.low, x.low, _mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ)),
             _mm256_blendv_ps(y.high, x.high, _mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ))};
 }
+// bit i: whether a[i] >= b[i]
+PIO_INLINE uint32_t at_least(F32x16 a, F32x16 b) {
+    const int low = _mm256_movemask_ps(_mm256_cmp_ps(a.low, b.low, _CMP_GE_OQ));
+    const int high = _mm256_movemask_ps(_mm256_cmp_ps(a.high, b.high, _CMP_GE_OQ));
+    return static_cast<uint32_t>(low | high << 8);
+}
 PIO_INLINE float sum(F32x16 a) {
     const __m256 eight = _mm256_add_ps(a.low, a.high);
     const __m128 quad = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -109,11 +115,12 @@ PIO_INLINE int32_t largest(I32x16 a) {
     const __m128i pair = _mm_max_epi32(quad, _mm_shuffle_epi32(quad, 0x4e));
     return _mm_cvtsi128_si32(_mm_max_epi32(pair, _mm_shuffle_epi32(pair, 0xb1)));
 }
-PIO_INLINE int32_t sum(I32x16 a) {
-    const __m256i eight = _mm256_add_epi32(a.low, a.high);
-    const __m128i quad = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-    const __m128i pair = _mm_add_epi32(quad, _mm_shuffle_epi32(quad, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(pair, _mm_shuffle_epi32(pair, 0xb1)));
+// sums[0] = sum a, sums[1] = sum b
+PIO_INLINE void store_sums(int32_t* sums, I32x16 a, I32x16 b) {
+    const __m256i of_a = _mm256_add_epi32(a.low, a.high), of_b = _mm256_add_epi32(b.low, b.high);
+    const __m256i pairs = _mm256_add_epi32(_mm256_unpacklo_epi32(of_a, of_b), _mm256_unpackhi_epi32(of_a, of_b));
+    const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(sums), _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e)));
 }
 PIO_INLINE F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
 // To the nearest, ties to even; |a| < 2^31

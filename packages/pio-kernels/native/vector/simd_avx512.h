@@ -53,13 +53,21 @@ PIO_INLINE F32x16 scale_by_power(F32x16 x, F32x16 n) { return _mm512_scalef_ps(x
 PIO_INLINE F32x16 select_less(F32x16 a, F32x16 b, F32x16 x, F32x16 y) {
     return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), x);
 }
+// bit i: whether a[i] >= b[i]
+PIO_INLINE uint32_t at_least(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 PIO_INLINE float sum(F32x16 a) { return _mm512_reduce_add_ps(a); }
 
 PIO_INLINE I32x16 broadcast(int32_t x) { return _mm512_set1_epi32(x); }
 PIO_INLINE I32x16 bits_of(F32x16 a) { return _mm512_castps_si512(a); }
 PIO_INLINE I32x16 maximum(I32x16 a, I32x16 b) { return _mm512_max_epi32(a, b); }
 PIO_INLINE int32_t largest(I32x16 a) { return _mm512_reduce_max_epi32(a); }
-PIO_INLINE int32_t sum(I32x16 a) { return _mm512_reduce_add_epi32(a); }
+// sums[0] = sum a, sums[1] = sum b
+PIO_INLINE void store_sums(int32_t* sums, I32x16 a, I32x16 b) {
+    const __m512i pairs = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));  // of a, of b, ...
+    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(pairs), _mm512_extracti64x4_epi64(pairs, 1));
+    const __m128i quarter = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(sums), _mm_add_epi32(quarter, _mm_shuffle_epi32(quarter, 0x4e)));
+}
 PIO_INLINE F32x16 to_float(I32x16 a) { return _mm512_cvtepi32_ps(a); }
 // rounds to nearest, ties to even; |a| < 2^31
 PIO_INLINE I32x16 to_int(F32x16 a) { return _mm512_cvtps_epi32(a); }

@@ -110,6 +110,13 @@ PIO_INLINE F32x16 scale_by_power(F32x16 x, F32x16 n) {
 PIO_INLINE F32x16 select_less(F32x16 a, F32x16 b, F32x16 x, F32x16 y) {
     return each([&](int q) { return vbslq_f32(vcltq_f32(a.quads[q], b.quads[q]), x.quads[q], y.quads[q]); });
 }
+// bit i: whether a[i] >= b[i]
+PIO_INLINE uint32_t at_least(F32x16 a, F32x16 b) {
+    const uint32x4_t places = {1, 2, 4, 8};
+    uint32_t bits = 0;
+    for (int q = 0; q < 4; ++q) bits |= vaddvq_u32(vandq_u32(vcgeq_f32(a.quads[q], b.quads[q]), places)) << 4 * q;
+    return bits;
+}
 PIO_INLINE float sum(F32x16 a) {
     return vaddvq_f32(vaddq_f32(vaddq_f32(a.quads[0], a.quads[1]), vaddq_f32(a.quads[2], a.quads[3])));
 }
@@ -128,6 +135,11 @@ PIO_INLINE int32_t largest(I32x16 a) {
 }
 PIO_INLINE int32_t sum(I32x16 a) {
     return vaddvq_s32(vaddq_s32(vaddq_s32(a.quads[0], a.quads[1]), vaddq_s32(a.quads[2], a.quads[3])));
+}
+// sums[0] = sum a, sums[1] = sum b
+PIO_INLINE void store_sums(int32_t* sums, I32x16 a, I32x16 b) {
+    sums[0] = sum(a);
+    sums[1] = sum(b);
 }
 PIO_INLINE F32x16 to_float(I32x16 a) {
     return each([&](int q) { return vcvtq_f32_s32(a.quads[q]); });
