@@ -464,7 +464,7 @@ def test_requests_that_are_none_do_not_end_the_thread(llama):
             for bad in ({"timeout_s": "soon"}, {"timeout_s": float("nan")}, {"cache_salt": 3}):
                 with pytest.raises(InvalidRequestError, match=next(iter(bad))):
                     await submit(engine, llm.make_request([1, 2], GREEDY, **bad))
-            with pytest.raises(AttributeError, match="has no attribute 'cache_salt'"):
+            with pytest.raises(AttributeError, match="has no attribute 'params'"):
                 await submit(engine, type("Request", (), {"request_id": "x", "prompt_token_ids": (1,)})())
             assert len((await submit(engine, llm.make_request([1, 2], GREEDY))).outputs[0].token_ids) == 24
 

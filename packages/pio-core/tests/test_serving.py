@@ -91,6 +91,14 @@ def test_choices_stream_side_by_side(inner, tokenizer, request_of):
 def test_log_probabilities_are_those_of_the_model(inner, request_of, logits_of):
     """Of the prompt from the first event on, of the text with each event; temperature and bias do not change them."""
     prompt = [1, 2, 3, 4, 5]
+    hold, step = threading.Event(), inner.executor.step
+
+    def stepwise(batch):
+        if batch.token_ids.size == 1:  # beyond the prompt
+            hold.wait(5)
+        return step(batch)
+
+    inner.executor.step = stepwise
 
     async def main():
         async with AsyncEngine(inner) as engine:
@@ -98,9 +106,9 @@ def test_log_probabilities_are_those_of_the_model(inner, request_of, logits_of):
                 "a", prompt, prompt_logprobs=1, logprobs=1, temperature=0.5, logit_bias={7: 50.0}, max_tokens=40
             )
             async with await engine.submit(request) as stream:
-                assert stream.prompt_logprobs is None
                 event = await anext(stream)
                 assert stream.output is None
+                hold.set()
                 return event, stream.prompt_logprobs
 
     event, positions = run(main())
@@ -224,7 +232,7 @@ def test_the_snapshot_is_of_now_and_stays(make_engine, request_of):
     first, later, step = threading.Event(), threading.Event(), inner.executor.step
 
     def slow(batch):
-        (later if first.is_set() else first).wait()
+        (later if inner.executor.step_tokens else first).wait(5)
         return step(batch)
 
     inner.executor.step = slow
@@ -267,7 +275,7 @@ def test_the_engine_answers_a_ping_between_steps(inner, request_of):
 
     def stuck(batch):
         entered.set()
-        hold.wait()
+        hold.wait(5)
         return step(batch)
 
     async def main():
@@ -276,7 +284,7 @@ def test_the_engine_answers_a_ping_between_steps(inner, request_of):
         stream = await engine.submit(request_of("a", [1], max_tokens=300, ignore_eos=True))
         assert 0 <= await engine.ping() < 10
         inner.executor.step = stuck
-        await asyncio.to_thread(entered.wait)
+        await asyncio.to_thread(entered.wait, 5)
         with pytest.raises(EngineError, match=r"has not answered within 0\.05 s"):
             await engine.ping(timeout_s=0.05)
         hold.set()
@@ -314,7 +322,7 @@ def test_forms_are_compiled_beside_the_engine(inner, request_of, monkeypatch):
 
     def slow(self, *key):
         threads.append(threading.current_thread().name)
-        release.wait()
+        release.wait(5)
         return compile_one(self, *key)
 
     monkeypatch.setattr(StructureCompiler, "_compile", slow)
@@ -339,7 +347,7 @@ def test_forms_that_take_too_long_are_refused(inner, request_of, monkeypatch):
     compile_one = StructureCompiler._compile
 
     def slow(self, *key):
-        release.wait()
+        release.wait(5)
         return compile_one(self, *key)
 
     monkeypatch.setattr(StructureCompiler, "_compile", slow)
@@ -369,7 +377,7 @@ def test_leaving_while_a_form_compiles_leaves_nothing(inner, request_of, monkeyp
     compile_one = StructureCompiler._compile
 
     def slow(self, *key):
-        release.wait()
+        release.wait(5)
         return compile_one(self, *key)
 
     monkeypatch.setattr(StructureCompiler, "_compile", slow)
