@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -243,6 +246,43 @@ def test_ctrl_c_reports_what_there_is(pio_bench, serving, wire):
     assert "stopped after 3 of 50 requests" in done.err
     assert "Successful requests:                     3" in done.out
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_more_requests_at_once_than_files_may_be_open(pio_bench, model_server):
+    """The limit is raised as far as it goes; nobody has to know of it."""
+    resource = pytest.importorskip("resource", reason="only POSIX limits open files")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before[1] != resource.RLIM_INFINITY and before[1] < 2000:
+        pytest.skip("the system allows too few open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))
+    try:
+        done = pio_bench("serve", "--base-url", model_server.url, *FEW, "--num-prompts", 100, "--json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert values(done.json)["requests completed"] == 100
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+def test_ctrl_c_ends_the_server_that_was_started(tmp_path):
+    """In the middle of --overhead: exit code 130, and no process left behind."""
+    child = tmp_path / "child.py"
+    child.write_text("import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(60)\n")
+    program = (
+        "import sys\n"
+        "from inference_pio.benchmarks import _serve_server\n"
+        "from inference_pio.cli import main\n"
+        "_serve_server.serve_command = lambda model, port: [sys.executable, 'child.py']\n"
+        "sys.exit(main(['bench', 'serve', '--overhead']))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        pid = tmp_path / "pid"
+        while not (pid.exists() and pid.read_text()):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 @pytest.mark.parametrize("endpoint", ["completions", "chat"])

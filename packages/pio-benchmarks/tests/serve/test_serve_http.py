@@ -266,6 +266,23 @@ def test_no_server_at_all():
         fetch("http://nowhere.invalid", "/")
 
 
+def test_tls_where_there_is_none():
+    """In the words of TLS, whose error numbers mean something else to the system."""
+
+    async def refuse(_reader, writer):
+        writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    async def main():
+        server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+        client = HttpClient(BaseUrl("https", "127.0.0.1", server.sockets[0].getsockname()[1], ""), {}, timeout_s=10)
+        with pytest.raises(ServerUnreachableError, match=r"no connection to https://127\.0\.0\.1:\d+: .*SSL"):
+            await client.request("GET", "/", b"", lambda _head, _data, _at: None)
+        server.close()
+
+    asyncio.run(main())
+
+
 def test_cancelling_closes_the_connection(serving, wire):
     """What comes for a request that nobody waits for any more is never taken for another's."""
 

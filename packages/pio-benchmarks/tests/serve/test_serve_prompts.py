@@ -28,10 +28,11 @@ def generator(seed=0):
 
 
 def test_words_are_distinct_and_single_tokens():
-    """One token each behind a space in the default model's vocabulary, so that lengths come out."""
-    assert len(set(WORDS)) == len(WORDS) == 512
+    """One token each in the default model's vocabulary, first or behind a space, so that lengths come out."""
+    assert len(set(WORDS)) == len(WORDS) == 480
     tokenizer = open_model("smollm2-135m-instruct").tokenizer()
     assert len(tokenizer.encode(" " + " ".join(WORDS))) == len(WORDS)
+    assert [word for word in WORDS if len(tokenizer.encode(word)) != 1] == []
 
 
 @pytest.mark.parametrize("words", [3, 5, 40])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -135,8 +136,10 @@ class HttpClient:
                 _Connection, self.url.host, self.url.port, ssl=self._tls
             )
         except OSError as error:
+            full = error.errno == errno.EMFILE
             raise ServerUnreachableError(
-                f"no connection to {self.url}: {_reason(error)}", hint="is the server running?"
+                f"no connection to {self.url}: {_reason(error)}",
+                hint="lower --max-concurrency, or raise ulimit -n" if full else "is the server running?",
             ) from error
         return connection
 
@@ -224,6 +227,8 @@ def _reason(error: Exception) -> str:
     """In the system's words, where it has some; asyncio's own tell the address again."""
     if not isinstance(error, OSError):
         return str(error)
+    if isinstance(getattr(error, "reason", None), str):  # of TLS, whose numbers are none of the system's
+        return getattr(error, "verify_message", None) or str(error)
     if error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return error.strerror or str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections import Counter
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from inference_pio.benchmarks._text import note, transient, write, write_json
 from inference_pio.interfaces import InvalidRequestError, PioError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     import numpy as np
@@ -74,16 +75,38 @@ def run_serve(options: ServeOptions) -> None:
     parsed = _parse_reporting(options)
     outset = _look_around(options, seed)
     if options.overhead:
-        with termination_as_exit():
+        with _line_erased(), termination_as_exit():
             model, overhead = asyncio.run(press_both(options, plan, generator))
-        transient("")
         _report_overhead(options, plan, outset, model, overhead)
         return
-    model, run = asyncio.run(press(options, plan, generator))
-    transient("")
+    with _line_erased():
+        allow_open_files(plan.num_prompts)
+        model, run = asyncio.run(press(options, plan, generator))
     _report(options, plan, outset, parsed, model, run)
     if run.stopped:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _line_erased() -> Iterator[None]:
+    """Erases the line of progress at the end, so that a report or an error begins a line of its own."""
+    try:
+        yield
+    finally:
+        transient("")
+
+
+def allow_open_files(count: int) -> None:
+    """Let this process hold ``count`` connections at once, as far as the system allows it without asking anyone."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        highest = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, highest), hard))
 
 
 def make_plan(options: ServeOptions, generator: np.random.Generator) -> Plan:
