@@ -229,10 +229,14 @@ def test_aborting_by_id_frees_pages_from_any_thread(inner, request_of):
 def test_the_snapshot_is_of_now_and_stays(make_engine, request_of):
     """Running, waiting in and before the queue, pages, counters; a gauge does not keep what the last step saw."""
     inner = make_engine(num_pages=512, max_num_seqs=1, max_waiting=1)
-    first, later, step = threading.Event(), threading.Event(), inner.executor.step
+    first, second, later, step = *(threading.Event() for _ in range(3)), inner.executor.step
 
     def slow(batch):
-        (later if inner.executor.step_tokens else first).wait(5)
+        if not inner.executor.step_tokens:
+            first.wait(5)
+        else:
+            second.set()
+            later.wait(5)
         return step(batch)
 
     inner.executor.step = slow
@@ -244,7 +248,7 @@ def test_the_snapshot_is_of_now_and_stays(make_engine, request_of):
             outside = asyncio.create_task(engine.submit(request_of("c", [1])))
             await asyncio.sleep(0.05)
             first.set()
-            await anext(running)
+            await asyncio.to_thread(second.wait, 5)
             during = engine.snapshot()
             later.set()
             for task in (waiting, outside):
