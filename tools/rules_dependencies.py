@@ -8,7 +8,7 @@ What counts as declared:
   needing torch), of a sibling it is declared like any other.
 - A dependency must be imported somewhere. Three kinds work without: model plugins, which are found by entry point;
   numpy beside torch, which needs it for every array that crosses over and does not depend on it; and what is run as a
-  program, which ``programs`` of ``[tool.pio]`` names.
+  program, which ``programs`` of ``[tool.pio-workspace]`` names.
 - Tests and benchmarks may import all that and the dependency groups. What they reach for in a ``try`` with ``except
   ImportError``, or by ``importorskip``, need not be declared: they go on without it.
 """

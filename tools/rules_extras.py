@@ -1,6 +1,6 @@
 """Rules about extras: what imports without them, and what does not.
 
-``[tool.pio.extra-modules]`` of a ``pyproject.toml`` names the modules that import only with an extra, such as
+``[tool.pio-workspace.extra-modules]`` of a ``pyproject.toml`` names the modules that import only with an extra, such as
 ``"inference_pio.core.torch_executor" = "torch"``. Every other module imports with the dependencies alone: what an extra
 brings it may import only inside a function. The isolated tests import exactly the modules that this allows.
 """
@@ -29,21 +29,21 @@ def check_extra_modules(member: Member, workspace: Workspace) -> Iterator[Proble
     modules = dict(_modules(member))
     for module, extra in listed.items():
         if module not in modules:
-            yield Problem(path, f"[tool.pio.extra-modules] names {module}, which is not there", "remove the line")
+            yield Problem(path, f"[tool.pio-workspace.extra-modules] names {module}, which is not there", "remove the line")
         elif extra not in member.extras:
             known = ", ".join(member.extras) or "none"
-            yield Problem(path, f"[tool.pio.extra-modules]: {module} needs an extra {extra!r}", f"extras are {known}")
+            yield Problem(path, f"[tool.pio-workspace.extra-modules]: {module} needs an extra {extra!r}", f"extras are {known}")
     for module, source in modules.items():
         found = [entry for entry in read_imports(source) if _runs_at_import(entry)]
         if module in listed:
             if not any(_extra_of(entry, member, workspace) for entry in found):
-                what = f"[tool.pio.extra-modules]: {module} imports nothing that only an extra brings"
+                what = f"[tool.pio-workspace.extra-modules]: {module} imports nothing that only an extra brings"
                 yield Problem(path, what, "remove the line")
             continue
         for entry in found:
             if needed := _extra_of(entry, member, workspace):
                 what = f"imports {entry.module}, which only the extra {needed!r} brings"
-                way_out = f'import it inside a function, or add `"{module}" = "{needed}"` to [tool.pio.extra-modules]'
+                way_out = f'import it inside a function, or add `"{module}" = "{needed}"` to [tool.pio-workspace.extra-modules]'
                 yield Problem(source, what, way_out, entry.line)
 
 

@@ -68,31 +68,31 @@ class Member:
 
     @property
     def extra_modules(self) -> dict[str, str]:
-        """Modules that import only with an extra, and which: ``[tool.pio.extra-modules]``."""
-        return {module: str(extra) for module, extra in table(self.document, "tool", "pio", "extra-modules").items()}
+        """Modules that import only with an extra, and which: ``[tool.pio-workspace.extra-modules]``."""
+        return {module: str(extra) for module, extra in table(self.document, "tool", "pio-workspace", "extra-modules").items()}
 
     @property
     def light(self) -> Light:
-        """What it holds an installation without extras to: ``[tool.pio.light]``.
+        """What it holds an installation without extras to: ``[tool.pio-workspace.light]``.
 
         Raises:
             ValueError: A key that means nothing, or a value of another type: a limit that is not read holds nobody.
         """
-        declared = table(self.document, "tool", "pio", "light")
+        declared = table(self.document, "tool", "pio-workspace", "light")
         limit, without = declared.get("max-mb"), declared.get("without", [])
         if (
             declared.keys() - {"max-mb", "without"}
             or not isinstance(limit, int | None)
             or not isinstance(without, list)
         ):
-            message = f"{self.name}: [tool.pio.light] has a number max-mb and a list without, not {dict(declared)}"
+            message = f"{self.name}: [tool.pio-workspace.light] has a number max-mb and a list without, not {dict(declared)}"
             raise ValueError(message)
         return Light(max_mb=limit, without=tuple(map(str, without)))
 
     @property
     def programs(self) -> frozenset[str]:
-        """Canonical names of distributions that it runs as programs: ``programs`` of ``[tool.pio]``."""
-        names = table(self.document, "tool", "pio").get("programs", [])
+        """Canonical names of distributions that it runs as programs: ``programs`` of ``[tool.pio-workspace]``."""
+        names = table(self.document, "tool", "pio-workspace").get("programs", [])
         return frozenset(canonicalize_name(str(name)) for name in names) if isinstance(names, list) else frozenset()
 
     @property

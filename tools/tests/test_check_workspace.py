@@ -197,7 +197,7 @@ def test_an_extra_declares_an_import(toy):
     assert found(toy) == []
 
 
-EXTRA = '[project.optional-dependencies]\nfast = ["triton>=3"]\n[tool.pio.extra-modules]\n'
+EXTRA = '[project.optional-dependencies]\nfast = ["triton>=3"]\n[tool.pio-workspace.extra-modules]\n'
 KERNEL = "inference_pio.fast._kernel"
 
 
@@ -206,7 +206,7 @@ def test_a_module_that_needs_an_extra_is_listed(toy):
     toy.add("pio-fast", extras=EXTRA)
     toy.write("packages/pio-fast/src/inference_pio/fast/_kernel.py", "import triton\n")
     source = "packages/pio-fast/src/inference_pio/fast"
-    way_out = 'import it inside a function, or add `"{}" = "fast"` to [tool.pio.extra-modules]'
+    way_out = 'import it inside a function, or add `"{}" = "fast"` to [tool.pio-workspace.extra-modules]'
     what = "imports triton, which only the extra 'fast' brings"
     assert found(toy) == [f"{source}/_kernel.py:1: {what}: {way_out.format(KERNEL)}"]
     toy.replace("packages/pio-fast/pyproject.toml", "modules]\n", f'modules]\n"{KERNEL}" = "fast"\n')
@@ -232,7 +232,7 @@ def test_a_module_that_imports_an_extra_later_is_not_listed(toy, code):
     toy.write("packages/pio-fast/src/inference_pio/fast/_kernel.py", code)
     assert found(toy) == []
     toy.replace("packages/pio-fast/pyproject.toml", "modules]\n", f'modules]\n"{KERNEL}" = "fast"\n')
-    what = f"[tool.pio.extra-modules]: {KERNEL} imports nothing that only an extra brings"
+    what = f"[tool.pio-workspace.extra-modules]: {KERNEL} imports nothing that only an extra brings"
     assert found(toy) == [f"packages/pio-fast/pyproject.toml: {what}: remove the line"]
 
 
@@ -247,7 +247,7 @@ def test_the_table_names_modules_and_extras_that_are_there(toy):
     """A misspelt module or extra is found."""
     toy.add("pio-fast", extras=f'{EXTRA}"inference_pio.fast._gone" = "fast"\n"{KERNEL}" = "quick"\n')
     toy.write("packages/pio-fast/src/inference_pio/fast/_kernel.py", "import triton\n")
-    path = "packages/pio-fast/pyproject.toml: [tool.pio.extra-modules]"
+    path = "packages/pio-fast/pyproject.toml: [tool.pio-workspace.extra-modules]"
     assert found(toy) == [
         f"{path} names inference_pio.fast._gone, which is not there: remove the line",
         f"{path}: {KERNEL} needs an extra 'quick': extras are fast",
@@ -259,13 +259,13 @@ def test_a_program_is_run_and_not_imported(toy):
     extras = '[project.optional-dependencies]\nbuild = ["CMake>=4"]\n'
     toy.add("pio-fast", extras=extras)
     assert len(found(toy)) == 1
-    toy.replace("packages/pio-fast/pyproject.toml", extras, f'{extras}[tool.pio]\nprograms = ["cmake"]\n')
+    toy.replace("packages/pio-fast/pyproject.toml", extras, f'{extras}[tool.pio-workspace]\nprograms = ["cmake"]\n')
     assert found(toy) == []
 
 
 def test_the_limits_of_an_installation_are_read(toy):
     """Those that are declared; none where nothing is said."""
-    toy.add("pio-fast", extras='[tool.pio.light]\nmax-mb = 150\nwithout = ["torch"]\n')
+    toy.add("pio-fast", extras='[tool.pio-workspace.light]\nmax-mb = 150\nwithout = ["torch"]\n')
     members = read_members(toy.root)
     assert members["pio-fast"].light == Light(max_mb=150, without=("torch",))
     assert members["pio-base"].light == Light(max_mb=None, without=())
@@ -274,8 +274,8 @@ def test_the_limits_of_an_installation_are_read(toy):
 @pytest.mark.parametrize("line", ["max_mb = 150", 'max-mb = "150"', 'without = "torch"'])
 def test_limits_that_nobody_would_read_are_refused(toy, line):
     """A wrong key or type would leave the installation without a limit."""
-    toy.add("pio-fast", extras=f"[tool.pio.light]\n{line}\n")
-    with pytest.raises(ValueError, match=r"pio-fast: \[tool.pio.light\] has a number max-mb"):
+    toy.add("pio-fast", extras=f"[tool.pio-workspace.light]\n{line}\n")
+    with pytest.raises(ValueError, match=r"pio-fast: \[tool.pio-workspace.light\] has a number max-mb"):
         read_members(toy.root)["pio-fast"].light  # noqa: B018 - reading is what fails
 
 

@@ -43,7 +43,7 @@ def test_the_group_for_torch_brings_it():
 
 @pytest.mark.parametrize("name", sorted(MEMBERS))
 def test_what_a_distribution_does_without_is_not_declared(name):
-    """``[tool.pio.light]`` agrees with the declarations of the distribution and of all members below it."""
+    """``[tool.pio-workspace.light]`` agrees with the declarations of the distribution and of all members below it."""
     assert brought_by([name]).isdisjoint(MEMBERS[name].light.without)
 
 
