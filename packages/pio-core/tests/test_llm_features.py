@@ -8,6 +8,7 @@ import pty
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -519,6 +520,18 @@ def test_parsers_are_those_of_the_plugin(tiny_checkpoint):
     assert llama.reasoning_parser() is None
     assert llama.tool_call_parser() is not None
     assert llama.tool_call_parser() is not llama.tool_call_parser()
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert "<tool_call>" in qwen.tool_call_grammar(tools).grammar
+    assert qwen.tool_call_grammar(tools).grammar.startswith("start: (reasoning")
+    assert qwen.tool_call_grammar(tools, prompt_text="<think>\n").grammar.startswith("start: reasoning")
+    assert "parameters" in llama.tool_call_grammar(tools, tool_choice={"type": "function", "name": "f"}).grammar
+    assert llama.tool_call_grammar(tools, tool_choice="auto") is None
+    form = StructuredOutputs(regex="a")
+    assert llama.after_reasoning(form) is form
+    assert "</think>" in qwen.after_reasoning(form, "<think>").grammar
+    llama._manifest = replace(llama._manifest, tool_call_parser=None)
+    with pytest.raises(InvalidRequestError, match="makes no tool calls"):
+        llama.tool_call_grammar(tools)
 
 
 # Bad input

@@ -192,6 +192,31 @@ def test_a_conversation_is_read_once(real):
     assert second.metrics.cached_tokens >= len(first.prompt_token_ids) - 16
 
 
+def test_a_forced_call_is_read_back(real):
+    """The model that would rather chat calls the tool that was named, with arguments of its schema."""
+    function = {"name": "note", "parameters": SCHEMA, "strict": True}
+    tools = [{"type": "function", "function": function}, {"type": "function", "function": {"name": "other"}}]
+    form = real.tool_call_grammar(tools, tool_choice={"type": "function", "function": {"name": "note"}})
+    params = SamplingParams(temperature=0, max_tokens=200, structured_outputs=form)
+    [output] = real.chat([{"role": "user", "content": "Note that Ann, 31, likes tea."}], params)
+    parser = real.tool_call_parser()
+    deltas = parser.push(output.outputs[0].text) + parser.finish()
+    assert {delta.name for delta in deltas} == {"note", None}
+    jsonschema.validate(json.loads("".join(delta.arguments for delta in deltas)), SCHEMA)
+
+
+def test_requests_carry_what_their_template_was_given(real):
+    """The id, the rendered text, and the tokens of exactly that text."""
+    conversation = [{"role": "user", "content": "Hi"}]
+    request = real.make_request(conversation, request_id="chat-1", add_generation_prompt=False)
+    longer = real.make_request(conversation, request_id="chat-2", chat_template_kwargs={"unused": True}, tools=[])
+    tokenizer = real.get_tokenizer()
+    assert (request.request_id, longer.request_id) == ("chat-1", "chat-2")
+    assert longer.prompt.startswith(request.prompt)
+    assert longer.prompt != request.prompt
+    assert list(longer.prompt_token_ids) == tokenizer.encode(longer.prompt, add_special_tokens=False)
+
+
 def test_asynchronous_requests_do_not_disturb_each_other(default_model_path):
     """An impossible form fails alone and at once; conversations, texts and tokens beside it get their answers."""
     params = SamplingParams(temperature=0.0, max_tokens=12)

@@ -33,7 +33,8 @@ def test_one_or_many(prompts, count):
 def test_token_ids_pass_through():
     """Ids of any integer type come through unchanged, without a tokenizer."""
     assert tokenize_prompt([1, 2], None).token_ids == (1, 2)
-    assert tokenize_prompt({"prompt_token_ids": (3,)}, None).token_ids == (3,)
+    assert tokenize_prompt({"prompt_token_ids": (3,)}, None) == ((3,), None)
+    assert tokenize_prompt({"prompt_token_ids": (3,), "prompt": "c"}, None) == ((3,), "c")
     assert tokenize_prompt(list(np.array([4, 5])), None).token_ids == (4, 5)
 
 

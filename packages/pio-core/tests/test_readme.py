@@ -12,7 +12,7 @@ def test_examples_run(default_model_path, capsys):
     """The Python blocks run one after another in one namespace; what they assert holds, and each says something."""
     assert default_model_path.is_file()
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     namespace: dict[str, object] = {}
     printed = []
     for block in blocks:
@@ -23,4 +23,5 @@ def test_examples_run(default_model_path, capsys):
     assert "RequestMetrics(" in printed[1]
     assert printed[2].startswith("3 -")
     assert "'age': " in printed[3]
-    assert printed[4].endswith(" tokens were there\n")
+    assert printed[4].startswith("ToolCallDelta(index=0, name='note'")
+    assert printed[5].endswith(" tokens were there\n")

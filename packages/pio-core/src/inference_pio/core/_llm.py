@@ -34,7 +34,7 @@ from inference_pio.interfaces import (
     Request,
     SamplingParams,
 )
-from inference_pio.processing import reasoning_parser, tool_call_parser
+from inference_pio.processing import after_reasoning, reasoning_parser, tool_call_grammar, tool_call_parser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from inference_pio.core._metrics import EngineMetrics
     from inference_pio.core._prompts import Conversation, Prompt
     from inference_pio.core._scheduler import Policy
-    from inference_pio.interfaces import ModelShape, RequestOutput, TokenEvent
+    from inference_pio.interfaces import ModelShape, RequestOutput, StructuredOutputs, TokenEvent
     from inference_pio.processing import ReasoningParser, Tokenizer, ToolCallParser
 
 _GENERATION_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -352,15 +352,23 @@ class LLM:
         prompt: Prompt | Conversation,
         sampling_params: SamplingParams | BeamSearchParams | None = None,
         *,
+        request_id: str | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
         priority: int = 0,
         timeout_s: float | None = None,
         cache_salt: str = "",
     ) -> Request:
-        """A request for :meth:`AsyncEngine.submit`, with an id and a seed of its own.
+        """A request for :meth:`AsyncEngine.submit`, with an id and a seed of its own. Safe to call from any thread.
 
         Args:
             prompt: Text, token ids, ``{"prompt": ...}``, ``{"prompt_token_ids": ...}``, or a conversation.
             sampling_params: How to continue it; None for the model's recommendation.
+            request_id: Its id, unique among running requests; None makes one.
+            tools: Of a conversation: as in :meth:`chat`.
+            chat_template_kwargs: Of a conversation: as in :meth:`chat`.
+            add_generation_prompt: Of a conversation: as in :meth:`chat`.
             priority: As in :meth:`generate`.
             timeout_s: As in :meth:`generate`.
             cache_salt: As in :meth:`generate`.
@@ -370,11 +378,12 @@ class LLM:
             InvalidRequestError: The prompt has another shape. What else is wrong with it, ``submit`` says.
         """
         if is_conversation(prompt):
-            tokenized = self._render(prompt)
+            tokenized = self._render(prompt, add_generation_prompt, tools, None, chat_template_kwargs)
         else:
             tokenized = tokenize_prompt(cast("Prompt", prompt), self.tokenizer)
         (place,) = pair_with_priorities(1, priority)
-        return self._request(tokenized, sampling_params, priority=place, timeout_s=timeout_s, cache_salt=cache_salt)
+        request = self._request(tokenized, sampling_params, priority=place, timeout_s=timeout_s, cache_salt=cache_salt)
+        return request if request_id is None else replace(request, request_id=request_id)
 
     def start_async(
         self, *, max_waiting: int | None = None, on_failure: Literal["continue", "stop"] = "continue"
@@ -415,6 +424,56 @@ class LLM:
         """A parser that finds the tool calls in one answer; None if the model makes none."""
         name = self._manifest.tool_call_parser
         return None if name is None else tool_call_parser(name)
+
+    def tool_call_grammar(
+        self,
+        tools: Sequence[Mapping[str, object]],
+        *,
+        tool_choice: str | Mapping[str, object] = "required",
+        parallel_tool_calls: bool = True,
+        prompt_text: str = "",
+    ) -> StructuredOutputs | None:
+        """The form of an answer that calls tools, for ``SamplingParams.structured_outputs``.
+
+        What has it, :meth:`tool_call_parser` reads back, after :meth:`reasoning_parser` where the model reasons first.
+
+        Args:
+            tools: Definitions in OpenAI's shape.
+            tool_choice: ``"required"``, ``"auto"``, ``"none"``, or a named function in OpenAI's shape.
+            parallel_tool_calls: Whether there may be several calls.
+            prompt_text: The rendered prompt: some templates end with the tag that opens the reasoning.
+
+        Returns:
+            The form; None where there is nothing to enforce: ``"none"``, and ``"auto"`` without a strict tool and with
+            parallel calls.
+
+        Raises:
+            InvalidRequestError: The model makes no calls, or the tools or the choice are malformed.
+        """
+        name = self._manifest.tool_call_parser
+        if name is None:
+            raise InvalidRequestError(f"{self.name!r} makes no tool calls", hint="ask a model that was trained to")
+        return tool_call_grammar(
+            name,
+            tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            reasoning_parser=self._manifest.reasoning_parser,
+            prompt=prompt_text,
+        )
+
+    def after_reasoning(self, form: StructuredOutputs, prompt_text: str = "") -> StructuredOutputs:
+        """The form for this model: where it shows its reasoning, that comes first and needs no form.
+
+        Args:
+            form: What the answer proper must be.
+            prompt_text: As in :meth:`reasoning_parser`.
+
+        Raises:
+            InvalidRequestError: A JSON schema is not JSON.
+        """
+        name = self._manifest.reasoning_parser
+        return form if name is None else after_reasoning(form, name, prompt=prompt_text)
 
     def close(self) -> None:
         """Free weights and cache, and end the thread of :meth:`start_async`. Harmless when called twice."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from inference_pio.processing import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, object]
-"""Text, token ids, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``."""
+"""Text, token ids, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``; with both, the tokens come from the text."""
 
 Message = Mapping[str, object]
 Conversation = Sequence[Message]
@@ -48,7 +48,9 @@ def tokenize_prompt(prompt: Prompt, tokenizer: Tokenizer | None) -> TokenizedPro
     """
     if isinstance(prompt, Mapping):
         if "prompt_token_ids" in prompt:
-            return tokenize_prompt(cast("Sequence[int]", prompt["prompt_token_ids"]), tokenizer)
+            text = prompt.get("prompt")
+            ids = tokenize_prompt(cast("Sequence[int]", prompt["prompt_token_ids"]), tokenizer).token_ids
+            return TokenizedPrompt(ids, text if isinstance(text, str) else None)
         if "prompt" not in prompt:
             raise InvalidRequestError(f"a prompt mapping needs 'prompt' or 'prompt_token_ids', got {sorted(prompt)}")
         prompt = cast("str", prompt["prompt"])
