@@ -10,7 +10,10 @@ from inference_pio.serve._chat_types import ChatCompletion, ChatRequest
 from inference_pio.serve._completion_types import Completion, CompletionRequest
 from inference_pio.serve._completions import completions
 from inference_pio.serve._health import Status, Version, health, livez, show_version
+from inference_pio.serve._metrics import metrics
 from inference_pio.serve._models import ModelCard, ModelList, list_models, show_model
+from inference_pio.serve._response_types import Response, ResponseRequest
+from inference_pio.serve._responses import responses
 from inference_pio.serve._token_types import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from inference_pio.serve._tokenize import detokenize, tokenize
 
@@ -69,6 +72,16 @@ ROUTES: tuple[ApiRoute, ...] = (
         costs=True,
         streams=True,
     ),
+    ApiRoute(
+        method="POST",
+        path="/v1/responses",
+        handler=responses,
+        summary="Answer a conversation, in the newer shape.",
+        request=ResponseRequest,
+        reply=Response,
+        costs=True,
+        streams=True,
+    ),
     ApiRoute(method="GET", path="/v1/models", handler=list_models, summary="List the models.", reply=ModelList),
     ApiRoute(
         method="GET", path="/v1/models/{model:path}", handler=show_model, summary="Show a model.", reply=ModelCard
@@ -93,5 +106,6 @@ ROUTES: tuple[ApiRoute, ...] = (
     ),
     ApiRoute(method="GET", path="/health", handler=health, summary="Ask every engine for a token.", reply=Status),
     ApiRoute(method="GET", path="/livez", handler=livez, summary="Whether the process lives.", reply=Status),
+    ApiRoute(method="GET", path="/metrics", handler=metrics, summary="Metrics, as Prometheus reads them.", reply=None),
     ApiRoute(method="GET", path="/version", handler=show_version, summary="What serves.", reply=Version),
 )
