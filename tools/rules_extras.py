@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from workspace import Member
 
+TABLE = "[tool.pio-workspace.extra-modules]"
+
 
 def check_extra_modules(member: Member, workspace: Workspace) -> Iterator[Problem]:
     """The table is true: its modules and extras exist, its modules need their extra, and no other module needs one."""
@@ -29,21 +31,21 @@ def check_extra_modules(member: Member, workspace: Workspace) -> Iterator[Proble
     modules = dict(_modules(member))
     for module, extra in listed.items():
         if module not in modules:
-            yield Problem(path, f"[tool.pio-workspace.extra-modules] names {module}, which is not there", "remove the line")
+            yield Problem(path, f"{TABLE} names {module}, which is not there", "remove the line")
         elif extra not in member.extras:
             known = ", ".join(member.extras) or "none"
-            yield Problem(path, f"[tool.pio-workspace.extra-modules]: {module} needs an extra {extra!r}", f"extras are {known}")
+            yield Problem(path, f"{TABLE}: {module} needs an extra {extra!r}", f"extras are {known}")
     for module, source in modules.items():
         found = [entry for entry in read_imports(source) if _runs_at_import(entry)]
         if module in listed:
             if not any(_extra_of(entry, member, workspace) for entry in found):
-                what = f"[tool.pio-workspace.extra-modules]: {module} imports nothing that only an extra brings"
+                what = f"{TABLE}: {module} imports nothing that only an extra brings"
                 yield Problem(path, what, "remove the line")
             continue
         for entry in found:
             if needed := _extra_of(entry, member, workspace):
                 what = f"imports {entry.module}, which only the extra {needed!r} brings"
-                way_out = f'import it inside a function, or add `"{module}" = "{needed}"` to [tool.pio-workspace.extra-modules]'
+                way_out = f'import it inside a function, or add `"{module}" = "{needed}"` to {TABLE}'
                 yield Problem(source, what, way_out, entry.line)
 
 

@@ -69,7 +69,8 @@ class Member:
     @property
     def extra_modules(self) -> dict[str, str]:
         """Modules that import only with an extra, and which: ``[tool.pio-workspace.extra-modules]``."""
-        return {module: str(extra) for module, extra in table(self.document, "tool", "pio-workspace", "extra-modules").items()}
+        listed = table(self.document, "tool", "pio-workspace", "extra-modules")
+        return {module: str(extra) for module, extra in listed.items()}
 
     @property
     def light(self) -> Light:
@@ -85,8 +86,8 @@ class Member:
             or not isinstance(limit, int | None)
             or not isinstance(without, list)
         ):
-            message = f"{self.name}: [tool.pio-workspace.light] has a number max-mb and a list without, not {dict(declared)}"
-            raise ValueError(message)
+            must = "[tool.pio-workspace.light] has a number max-mb and a list without"
+            raise ValueError(f"{self.name}: {must}, not {dict(declared)}")
         return Light(max_mb=limit, without=tuple(map(str, without)))
 
     @property
