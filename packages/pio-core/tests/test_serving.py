@@ -399,6 +399,33 @@ def test_leaving_while_a_form_compiles_leaves_nothing(inner, request_of, monkeyp
     run(main())
 
 
+def test_closing_while_a_form_compiles(inner, request_of, monkeypatch):
+    """Whoever waits for it hears why, and so does whoever comes later."""
+    release = threading.Event()
+    compile_one = StructureCompiler._compile
+
+    def slow(self, *key):
+        release.wait(5)
+        return compile_one(self, *key)
+
+    monkeypatch.setattr(StructureCompiler, "_compile", slow)
+
+    async def main():
+        engine = AsyncEngine(inner)
+        forms = [StructuredOutputs(choice=[text]) for text in ("a", "b", "c")]
+        requests = [request_of(str(place), [1], structured_outputs=form) for place, form in enumerate(forms)]
+        tasks = [asyncio.create_task(engine.submit(request)) for request in requests]
+        await asyncio.sleep(0.05)
+        await engine.close()
+        release.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [str(answer) for answer in answers] == ["the engine is being closed"] * 3
+        with pytest.raises(EngineError, match="being closed"):
+            await engine.submit(requests[0])
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("form", "pattern"),
     [

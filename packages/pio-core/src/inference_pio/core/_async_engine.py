@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from inference_pio.core._token_stream import AsyncTokenStream, Delivery
 from inference_pio.interfaces import EngineError, InvalidRequestError, PioError, QueueFullError, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
     from types import TracebackType
 
     from inference_pio.core._engine import Engine
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from inference_pio.interfaces import PositionLogprobs, Request, TokenEvent
 
 _LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 COMPILE_S = 2.0
 """Seconds that the form of a request may take to compile."""
@@ -182,7 +184,9 @@ class AsyncEngine:
         self._inbox.put(self._cancel_all)
         self._thread.join()
         if self._compilers is not None:
-            self._compilers.shutdown(wait=False, cancel_futures=True)
+            self._compilers.shutdown(
+                wait=False
+            )  # who waits for a form hears that the engine is closed, once it is made
         self._engine.close()
 
     async def __aenter__(self) -> Self:
@@ -200,10 +204,8 @@ class AsyncEngine:
             return None
         self._check_alive()
         compiler = self._engine.structure_compiler()
-        if self._compilers is None:
-            self._compilers = ThreadPoolExecutor(_COMPILING_THREADS, thread_name_prefix="pio-forms")
-        await asyncio.wrap_future(self._compilers.submit(compiler.vocabulary))  # once, and no fault of the form's
-        compiled = self._compilers.submit(compiler.compile, params.structured_outputs)
+        await asyncio.wrap_future(self._beside(compiler.vocabulary))  # once, and no fault of the form's
+        compiled = self._beside(partial(compiler.compile, params.structured_outputs))
         try:
             return await asyncio.wait_for(asyncio.wrap_future(compiled), COMPILE_S)
         except TimeoutError as error:
@@ -214,6 +216,15 @@ class AsyncEngine:
             raise InvalidRequestError(
                 f"the form of structured_outputs takes more than {COMPILE_S:g} s to compile", hint="simplify it"
             ) from error
+
+    def _beside(self, function: Callable[[], T]) -> Future[T]:
+        """Have ``function`` called in a thread for forms."""
+        if self._compilers is None:
+            self._compilers = ThreadPoolExecutor(_COMPILING_THREADS, thread_name_prefix="pio-forms")
+        try:
+            return self._compilers.submit(function)
+        except RuntimeError as error:  # closed since
+            raise EngineError("the engine is being closed") from error
 
     def _check_alive(self) -> None:
         if self._failure is not None:
