@@ -12,6 +12,8 @@ from inference_pio.serve._completions import completions
 from inference_pio.serve._health import Status, Version, health, livez, show_version
 from inference_pio.serve._metrics import metrics
 from inference_pio.serve._models import ModelCard, ModelList, list_models, show_model
+from inference_pio.serve._response_types import Response, ResponseRequest
+from inference_pio.serve._responses import responses
 from inference_pio.serve._token_types import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from inference_pio.serve._tokenize import detokenize, tokenize
 
@@ -67,6 +69,16 @@ ROUTES: tuple[ApiRoute, ...] = (
         summary="Continue prompts.",
         request=CompletionRequest,
         reply=Completion,
+        costs=True,
+        streams=True,
+    ),
+    ApiRoute(
+        method="POST",
+        path="/v1/responses",
+        handler=responses,
+        summary="Answer a conversation, in the newer shape.",
+        request=ResponseRequest,
+        reply=Response,
         costs=True,
         streams=True,
     ),
