@@ -20,6 +20,7 @@ WEATHER = {
 
 
 def client_of(running):
+    """The package's client; one try is enough."""
     return openai.OpenAI(base_url=f"{running.url}/v1", api_key=running.key, max_retries=0)
 
 

@@ -59,6 +59,7 @@ def as_chat_request(request: ResponseRequest) -> ChatRequest:
         top_logprobs=request.top_logprobs if wants_logprobs else None,
         tools=None if request.tools is None else [_tool(tool) for tool in request.tools],
         tool_choice=ToolChoice(ChosenFunction(choice.name)) if isinstance(choice, ResponseToolChoice) else choice,
+        parallel_tool_calls=request.parallel_tool_calls,
         response_format=form,
         reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
         chat_template_kwargs=request.chat_template_kwargs,

@@ -160,7 +160,7 @@ class ResponseRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         conversation: Refused, for the same reason.
         background: Refused when true, for the same reason.
         truncation: ``"disabled"``; ``"auto"`` is refused: nothing is left out of a conversation unsaid.
-        parallel_tool_calls: Accepted without effect: how many calls come is the model's choice.
+        parallel_tool_calls: Whether there may be several calls.
         max_tool_calls: Accepted without effect: the server calls nothing itself.
         metadata: Comes back with the response.
         user: Accepted without effect, as the following.

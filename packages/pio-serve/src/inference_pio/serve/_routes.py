@@ -10,6 +10,8 @@ from inference_pio.serve._chat_types import ChatCompletion, ChatRequest
 from inference_pio.serve._completion_types import Completion, CompletionRequest
 from inference_pio.serve._completions import completions
 from inference_pio.serve._health import Status, Version, health, livez, show_version
+from inference_pio.serve._message_types import CountRequest, Message, MessageRequest, TokenCount
+from inference_pio.serve._messages import count_tokens, messages
 from inference_pio.serve._metrics import metrics
 from inference_pio.serve._models import ModelCard, ModelList, list_models, show_model
 from inference_pio.serve._response_types import Response, ResponseRequest
@@ -81,6 +83,25 @@ ROUTES: tuple[ApiRoute, ...] = (
         reply=Response,
         costs=True,
         streams=True,
+    ),
+    ApiRoute(
+        method="POST",
+        path="/v1/messages",
+        handler=messages,
+        summary="Answer a conversation, in Anthropic's shape.",
+        request=MessageRequest,
+        reply=Message,
+        costs=True,
+        streams=True,
+    ),
+    ApiRoute(
+        method="POST",
+        path="/v1/messages/count_tokens",
+        handler=count_tokens,
+        summary="How many tokens a conversation has.",
+        request=CountRequest,
+        reply=TokenCount,
+        costs=True,
     ),
     ApiRoute(method="GET", path="/v1/models", handler=list_models, summary="List the models.", reply=ModelList),
     ApiRoute(

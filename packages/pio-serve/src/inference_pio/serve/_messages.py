@@ -1,0 +1,197 @@
+"""``POST /v1/messages`` and ``/v1/messages/count_tokens``: Anthropic's shape over the chat pipeline."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from inference_pio.processing import TextDelta
+from inference_pio.serve import _message_events as events
+from inference_pio.serve._chat import begin
+from inference_pio.serve._choice_reader import ReasoningText
+from inference_pio.serve._conversation import render
+from inference_pio.serve._json import json_response
+from inference_pio.serve._message_errors import in_message_shape, message_error_frame
+from inference_pio.serve._message_input import as_chat_request
+from inference_pio.serve._message_types import (
+    CountRequest,
+    Message,
+    MessageRequest,
+    MessageUsage,
+    TextBlock,
+    ThinkingBlock,
+    TokenCount,
+    ToolUseBlock,
+)
+from inference_pio.serve._sse import EventStream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from starlette.types import ASGIApp
+
+    from inference_pio.interfaces import TokenEvent
+    from inference_pio.serve._call import Call
+    from inference_pio.serve._chat import ChatAnswer
+    from inference_pio.serve._choice_reader import Piece
+    from inference_pio.serve._models import ServedModel
+
+
+@in_message_shape
+async def messages(call: Call) -> ASGIApp:
+    """Answer a conversation.
+
+    Raises:
+        ApiError: The request cannot be served.
+        PioError: The same, in the core's words.
+    """
+    request = call.read(MessageRequest)
+    model = call.server.models.get(request.model)
+    answer = MessageAnswer(await begin(call, model, as_chat_request(request)), model)
+    if request.stream:
+        return EventStream(
+            answer.frames(),
+            keep_alive_s=call.server.settings.keep_alive_s,
+            end=b"",
+            describe=message_error_frame,
+        )
+    return json_response(await answer.whole())
+
+
+@in_message_shape
+async def count_tokens(call: Call) -> ASGIApp:
+    """How many tokens a conversation has, as the model would see it.
+
+    Raises:
+        ApiError: It holds what a conversation cannot.
+        PioError: The same, in the core's words.
+    """
+    request = call.read(CountRequest)
+    model = call.server.models.get(request.model)
+    chat = as_chat_request(request)
+    prompt = await render(
+        model,
+        call.server.settings,
+        chat.messages,
+        tools=None if chat.tool_choice == "none" else chat.tools,
+        template_kwargs=chat.chat_template_kwargs,
+    )
+    return json_response(TokenCount(len(prompt.token_ids)))
+
+
+class MessageAnswer:
+    """A message as it comes. Read once.
+
+    Args:
+        answer: Brings its pieces.
+        model: Who answers.
+    """
+
+    def __init__(self, answer: ChatAnswer, model: ServedModel) -> None:
+        self._answer = answer
+        self._message = Message(id=f"msg_{secrets.token_hex(12)}", model=model.name, content=[], usage=self._usage())
+        self._arguments: list[str] = []
+        self._is_open = False
+
+    async def whole(self) -> Message:
+        """All of it. A call that was cut off is left out, for its input is none.
+
+        Raises:
+            PioError: The request failed.
+            ApiError: The server stopped first.
+        """
+        async for _ in self._events():
+            pass
+        return self._message
+
+    async def frames(self) -> AsyncIterator[bytes]:
+        """Events as they come.
+
+        Raises:
+            PioError: The request failed.
+            ApiError: The server stopped first.
+        """
+        async for event in self._events():
+            yield events.event_frame(event)
+
+    async def _events(self) -> AsyncIterator[events.Event]:
+        message = self._message
+        has_begun = False
+        async for token, pieces, finish_reason in self._answer.pieces():
+            message.usage = self._usage()
+            if not has_begun:  # only now is it known how much of the conversation was in the cache
+                has_begun = True
+                yield events.MessageStart(message)
+            for piece in pieces:
+                for event in self._add(piece):
+                    yield event
+            if finish_reason is not None:
+                message.stop_reason = _stop_reason(token, finish_reason)
+                message.stop_sequence = token.stop_reason if isinstance(token.stop_reason, str) else None
+        for event in self._close(cut_off=message.stop_reason == "max_tokens"):
+            yield event
+        assert message.stop_reason is not None
+        yield events.MessageDelta(events.Ending(message.stop_reason, message.stop_sequence), message.usage)
+        yield events.MessageStop()
+
+    def _add(self, piece: Piece) -> Iterator[events.Event]:
+        """Take a piece into the block that it belongs to, beginning one where it needs another."""
+        content = self._message.content
+        last = content[-1] if self._is_open else None
+        match piece:
+            case TextDelta(text):
+                if not isinstance(last, TextBlock):
+                    yield from self._open(last := TextBlock())
+                last.text += text
+                yield events.BlockDelta(len(content) - 1, events.TextPiece(text))
+            case ReasoningText(text):
+                if not isinstance(last, ThinkingBlock):
+                    yield from self._open(last := ThinkingBlock())
+                last.thinking += text
+                yield events.BlockDelta(len(content) - 1, events.ThinkingPiece(text))
+            case _:
+                if piece.name is not None:
+                    yield from self._open(ToolUseBlock(f"toolu_{secrets.token_hex(12)}", piece.name))
+                if piece.arguments:
+                    self._arguments.append(piece.arguments)
+                    yield events.BlockDelta(len(content) - 1, events.InputPiece(piece.arguments))
+
+    def _open(self, block: TextBlock | ThinkingBlock | ToolUseBlock) -> Iterator[events.Event]:
+        yield from self._close(cut_off=False)
+        self._is_open = True
+        self._message.content.append(block)
+        yield events.BlockStart(len(self._message.content) - 1, block)
+
+    def _close(self, *, cut_off: bool) -> Iterator[events.Event]:
+        """End the block that is open, if one is."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        content = self._message.content
+        yield events.BlockStop(len(content) - 1)
+        block = content[-1]
+        if not isinstance(block, ToolUseBlock):
+            return
+        arguments, self._arguments = "".join(self._arguments), []
+        try:
+            block.input = msgspec.json.decode(arguments or "{}", type=dict)
+        except msgspec.DecodeError:
+            assert cut_off, "the pieces of a complete call are one object"
+            content.pop()
+
+    def _usage(self) -> MessageUsage:
+        used = self._answer.usage()
+        cached = used.prompt_tokens_details.cached_tokens
+        return MessageUsage(
+            input_tokens=used.prompt_tokens - cached,
+            cache_read_input_tokens=cached,
+            output_tokens=used.completion_tokens,
+        )
+
+
+def _stop_reason(token: TokenEvent, finish_reason: str) -> str:
+    if isinstance(token.stop_reason, str):
+        return "stop_sequence"
+    return {"stop": "end_turn", "tool_calls": "tool_use", "length": "max_tokens"}[finish_reason]
