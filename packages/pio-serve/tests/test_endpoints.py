@@ -39,10 +39,20 @@ def test_answers_a_conversation(served):
 
 @pytest.mark.parametrize("path", ["/health", "/livez"])
 def test_says_that_it_is_well(served, path):
-    """Health asks the engine, so it counts a request; livez does not."""
-    before = served.model.llm.metrics.requests_finished.total
+    """All is."""
     assert served.ask("GET", path)[::2] == (200, {"status": "ok"})
-    assert (served.model.llm.metrics.requests_finished.total > before) == (path == "/health")
+
+
+def test_health_asks_the_engine(start_server):
+    """An engine whose thread has ended is found out; the process still lives."""
+    running = start_server()
+    assert running.ask("GET", "/health", key=None)[0] == 200
+    running.model.engine.shutdown()
+    status, headers, reply = running.ask("GET", "/health", key=None)
+    assert status == 503
+    assert reply["error"]["code"] == "engine_failed"
+    assert int(headers["retry-after"]) >= 1
+    assert running.ask("GET", "/livez", key=None)[0] == 200
 
 
 def test_says_its_version(served):

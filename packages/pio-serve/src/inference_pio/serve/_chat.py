@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import UNSET
 
 from inference_pio.interfaces import FinishReason
@@ -24,6 +25,7 @@ from inference_pio.serve._chat_types import (
     FunctionDelta,
     ToolCall,
     ToolCallPiece,
+    ToolChoice,
 )
 from inference_pio.serve._choice_reader import ChoiceReader, ReasoningText
 from inference_pio.serve._conversation import render
@@ -40,12 +42,13 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
-    from inference_pio.interfaces import SamplingParams, TokenEvent
+    from inference_pio.interfaces import SamplingParams, StructuredOutputs, TokenEvent
     from inference_pio.serve._call import Call
-    from inference_pio.serve._chat_types import PositionLogprob
+    from inference_pio.serve._chat_types import PositionLogprob, Tool
     from inference_pio.serve._choice_reader import Piece
     from inference_pio.serve._conversation import Prompt
     from inference_pio.serve._models import ServedModel
+    from inference_pio.serve._settings import Bounds
     from inference_pio.serve._usage import Usage
 
 
@@ -78,16 +81,16 @@ async def begin(call: Call, model: ServedModel, request: ChatRequest) -> ChatAns
     variables = dict(request.chat_template_kwargs or {})
     if request.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", request.reasoning_effort)
-    params = _params(call, model, request)
     prompt = await render(
         model,
         settings,
         request.messages,
-        tools=request.tools if tools else None,
+        tools=tools,
         template_kwargs=variables,
         add_generation_prompt=request.add_generation_prompt is not False,
     )
-    readers = [_reader(model, prompt, params, tools=tools) for _ in range(params.n)]
+    params = _params(request, model, settings.bounds, _form(request, model, settings.bounds, tools, prompt))
+    readers = [_reader(model, prompt, tools=bool(tools)) for _ in range(params.n)]
     engine_request = model.llm.make_request(
         {"prompt_token_ids": prompt.token_ids},
         params,
@@ -99,43 +102,61 @@ async def begin(call: Call, model: ServedModel, request: ChatRequest) -> ChatAns
     return ChatAnswer(generation, model, readers, prompt_tokens=len(prompt.token_ids), top_logprobs=top)
 
 
-def _usable_tools(request: ChatRequest, model: ServedModel) -> bool:
-    """Whether calls may come.
+def _usable_tools(request: ChatRequest, model: ServedModel) -> list[Tool]:
+    """The tools that may be called; none where calls may not come.
 
     Raises:
-        ApiError: They are asked for in a way that the model cannot follow.
+        ApiError: Calls are asked for that cannot come.
     """
-    choice = request.tool_choice
-    if choice not in {None, "none", "auto"} if isinstance(choice, str | None) else True:
-        raise invalid("tool_choice may be 'auto' or 'none': this server cannot force a call", "tool_choice")
-    if not request.tools or choice == "none":
-        return False
+    forced = isinstance(request.tool_choice, ToolChoice) or request.tool_choice == "required"
+    if not request.tools:
+        if forced:
+            raise invalid("tool_choice asks for a call, and there are no tools", "tool_choice")
+        return []
+    if request.tool_choice == "none":
+        return []
     if model.llm.tool_call_parser() is None:
         raise invalid(f"model {model.name!r} calls no tools", "tools", code="unsupported")
-    return True
+    return request.tools
 
 
-def _params(call: Call, model: ServedModel, request: ChatRequest) -> SamplingParams:
-    bounds = call.server.settings.bounds
+def _form(
+    request: ChatRequest, model: ServedModel, bounds: Bounds, tools: list[Tool], prompt: Prompt
+) -> StructuredOutputs | None:
+    """The form that the answer must have: that of calls, or the one that was asked for, after any reasoning.
+
+    Raises:
+        ApiError: Both are asked for, or the form is beyond the bounds.
+        InvalidRequestError: Tools or choice are malformed.
+    """
+    form = structured_outputs(request, bounds)
+    choice = request.tool_choice or "auto"
+    if form is not None:
+        if tools and choice != "auto":
+            raise invalid("tool_choice asks for a call, and another form is asked for", "tool_choice")
+        return model.llm.after_reasoning(form, prompt.text)
+    if not tools:
+        return None
+    return model.llm.tool_call_grammar(
+        [msgspec.to_builtins(tool) for tool in tools],
+        tool_choice=choice if isinstance(choice, str) else msgspec.to_builtins(choice),
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        prompt_text=prompt.text,
+    )
+
+
+def _params(request: ChatRequest, model: ServedModel, bounds: Bounds, form: StructuredOutputs | None) -> SamplingParams:
     if request.max_tokens is not None and request.max_completion_tokens not in {None, request.max_tokens}:
         raise invalid("max_tokens and max_completion_tokens differ: give one of them", "max_completion_tokens")
     if request.top_logprobs is not None and not request.logprobs:
         raise invalid("top_logprobs needs 'logprobs' to be true", "top_logprobs")
     asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
-    return sampling_params(
-        request,
-        model,
-        bounds,
-        max_tokens=asked,
-        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        structured=structured_outputs(request, bounds),
-    )
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    return sampling_params(request, model, bounds, max_tokens=asked, logprobs=logprobs, structured=form)
 
 
-def _reader(model: ServedModel, prompt: Prompt, params: SamplingParams, *, tools: bool) -> ChoiceReader:
-    # A text that must have a form has it from its first token on, so nothing in it is reasoning.
-    reasoning = None if params.structured_outputs is not None else model.llm.reasoning_parser(prompt.text[-64:])
-    return ChoiceReader(reasoning, model.llm.tool_call_parser() if tools else None)
+def _reader(model: ServedModel, prompt: Prompt, *, tools: bool) -> ChoiceReader:
+    return ChoiceReader(model.llm.reasoning_parser(prompt.text), model.llm.tool_call_parser() if tools else None)
 
 
 @dataclass(slots=True)

@@ -129,7 +129,7 @@ class ChatRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
         top_logprobs: And of this many of the likeliest at its place.
         tools: Tools that the model may call.
         tool_choice: Whether it may or must.
-        parallel_tool_calls: Accepted without effect: how many calls come is the model's choice.
+        parallel_tool_calls: Whether there may be several calls.
         chat_template_kwargs: Variables of the chat template, of those that the server allows.
         add_generation_prompt: End the prompt with the header of the assistant's turn.
         reasoning_effort: Handed to the chat template.

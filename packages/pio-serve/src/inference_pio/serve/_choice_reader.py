@@ -30,13 +30,12 @@ class ChoiceReader:
 
     Attributes:
         has_calls: Whether any call has begun.
-        reasoning_tokens: Tokens before the content.
+        reasoning_tokens: Tokens that are reasoning.
     """
 
     def __init__(self, reasoning: ReasoningParser | None, calls: ToolCallParser | None) -> None:
         self._reasoning = reasoning
         self._calls = calls
-        self._reasons = False
         self.has_calls = False
         self.reasoning_tokens = 0
 
@@ -61,15 +60,12 @@ class ChoiceReader:
     def _split_reasoning(self, text: str, pieces: list[Piece], *, last: bool) -> str:
         assert self._reasoning is not None
         delta = self._reasoning.push(text)
+        in_reasoning = self._reasoning.in_reasoning
         reasoning, content = delta.reasoning, delta.content
         if last:
             rest = self._reasoning.finish()
             reasoning, content = reasoning + rest.reasoning, content + rest.content
         if reasoning:
-            self._reasons = True
             pieces.append(ReasoningText(reasoning))
-        if content:
-            self._reasons = False
-        if self._reasons:
-            self.reasoning_tokens += 1
+        self.reasoning_tokens += in_reasoning
         return content

@@ -99,7 +99,7 @@ def _as_template_sees(message: ChatMessage, place: int) -> dict[str, object]:
                 raise invalid(f"{where}: this model takes text parts only, got type {part.type!r:.40}", where)
         made["content"] = [{"type": "text", "text": part.text} for part in message.content]
     else:
-        made["content"] = message.content
+        made["content"] = message.content or ""  # a call alone has none, and simple templates add it to a text
     for name in ("name", "tool_call_id", "reasoning_content"):
         if (value := getattr(message, name)) is not None:
             made[name] = value

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _PARAM = re.compile(r"([a-z_]+)(?:\[[^]]*\])? must ")
+# How the core begins what it says of a form that became too complex within a text.
+_FORM_FAILED = "the structured output cannot go on"
 # The first that fits counts, so the more special ones come first.
 _CODES: Mapping[type[PioError], str | None] = MappingProxyType(
     {
@@ -33,7 +35,7 @@ _CODES: Mapping[type[PioError], str | None] = MappingProxyType(
         InvalidRequestError: None,
     }
 )
-_NAMED_IN = MappingProxyType({"structured_outputs": "structured_outputs", "JSON schema": "response_format"})
+_NAMED_IN = MappingProxyType({"structured_outputs": "structured_outputs", "structured outputs": "structured_outputs"})
 
 
 class ApiError(Exception):
@@ -132,6 +134,8 @@ def as_api_error(error: PioError) -> ApiError:
     for kind, code in _CODES.items():
         if isinstance(error, kind):
             return invalid(str(error), _param_of(error.message), code=code)
+    if isinstance(error, EngineError) and error.message.startswith(_FORM_FAILED):
+        return invalid(str(error), code="form_failed")  # would fail again
     # Its reason may be any exception's text, with paths and addresses in it: that goes to the log.
     if isinstance(error, EngineError):
         return ApiError(500, "the engine failed on this request", kind="server_error", code="engine_error")

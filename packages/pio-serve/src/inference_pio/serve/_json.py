@@ -47,7 +47,9 @@ def decode(kind: type[Wire], body: bytes) -> Wire:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _describe(kind, str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise invalid(f"the body is not UTF-8 at byte {error.start}", code="invalid_json") from None
+    except msgspec.DecodeError as error:
         raise invalid(f"the body is not JSON: {error}", code="invalid_json") from None
     except RecursionError:
         raise invalid("the body is nested too deeply", code="invalid_json") from None

@@ -65,10 +65,11 @@ class Outermost:
                 await error_response(internal_error())(scope, receive, send_named)
             raise
         except Exception as error:
-            log_failure(request_id, error)
+            known = as_api_error(error) if isinstance(error, PioError) else internal_error()
+            if known.status >= 500:
+                log_failure(request_id, error)
             if status != 0:
                 raise  # ends the connection, which is all that can still be said
-            known = as_api_error(error) if isinstance(error, PioError) else internal_error()
             await error_response(known)(scope, receive, send_named)
         finally:
             ACCESS.info(

@@ -31,6 +31,7 @@ def bounded_protocol(bounds: Bounds) -> type[HttpToolsProtocol]:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - uvicorn's arguments, as they come
             super().__init__(*args, **kwargs)
+            self.access_log = False  # uvicorn's has query strings in it; ours is written by the outermost layer
             self._head_bytes = 0
             self._head_timer: asyncio.TimerHandle | None = None
             self._write_timer: asyncio.TimerHandle | None = None

@@ -89,8 +89,9 @@ class EventStream:
         except ApiError as error:
             await self._send(send, self._describe(error))
         except Exception as error:  # noqa: BLE001 - the reply has begun, so this is all that can still be said
-            log_failure(request_id, error)
             known = as_api_error(error) if isinstance(error, PioError) else internal_error()
+            if known.status >= 500:
+                log_failure(request_id, error)
             await self._send(send, self._describe(known))
         await send({"type": "http.response.body", "body": self._end, "more_body": False})
 
