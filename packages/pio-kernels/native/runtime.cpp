@@ -44,6 +44,14 @@ struct Phase {
     bool chosen;   // of products: for the rows with logits alone
 };
 
+// What a product reads: the representations `kinds` of norm(buffer `in`), `width` wide.
+struct Source {
+    int32_t in;
+    int32_t width;
+    const Norm* norm;
+    uint32_t kinds;
+};
+
 // The attention of a step, planned once for all operations that agree in what matters.
 struct AttentionPlan {
     const AttentionOp* op;
@@ -152,6 +160,7 @@ struct Runtime {
 
     float** buffers;
     Rows rows;        // of all tokens, for products
+    int32_t* prepared_of_group;  // rows that are prepared so far, of each group that products take at once
     Rows inner_rows;  // of all pairs of token and expert
     ExpertRows expert_rows;
     Local* locals;
@@ -182,7 +191,6 @@ struct Runtime {
     void add(PhaseKind kind, const void* op, int32_t items, int32_t count, int32_t few = 0, int32_t plan = -1,
              bool chosen = false);
     void add_rows(PhaseKind kind, const void* op, int32_t rows_in_all, bool chosen = false);
-    void add_prepare(const void* op, int32_t row_count, bool chosen);
     void add_product(const void* op, int32_t strips, int64_t strip_bytes, bool chosen);
     void plan_op(int32_t index);
     void plan_attention_phases(const AttentionOp& op, int32_t index);
@@ -194,7 +202,9 @@ struct Runtime {
     void run(int32_t phase, int32_t chunk, int32_t thread);
     void embed(const EmbedOp& op, int32_t first, int32_t last);
     void rotary(const RotaryOp& op, int32_t first, int32_t last);
+    Source source_of(const void* op) const;
     void prepare(const Phase& phase, int32_t first, int32_t last, Rows& into, Local& local);
+    void group_prepared(const Phase& phase, int32_t first, int32_t last);
     void fetch_first(const void* op, int32_t first);
     void product(const Phase& phase, int32_t number, int32_t first, int32_t last, Local& local);
     void linear(const LinearOp& op, const Rows& x, const int32_t* out_rows, int32_t first, int32_t last);
@@ -204,6 +214,7 @@ struct Runtime {
     void experts_out(const ExpertsOp& op, int32_t first, int32_t last);
     AttentionTask attention_task(const AttentionOp& op) const;
 
+    int32_t rows_of(const Phase& phase) const { return phase.chosen ? batch->num_logits : batch->num_tokens; }
     uint32_t kind_of(const void* op) const { return *static_cast<const uint32_t*>(op); }
     float* row_of(int32_t buffer, int64_t row) const { return buffers[buffer] + row * program.buffer_widths[buffer]; }
 };
@@ -261,6 +272,7 @@ bool Runtime::set_up(const Program& given, const Kernels& table, int32_t thread_
     uint32_t kinds = 0, inner_kinds = 0;
     measure(width, kinds, pairs, inner, inner_kinds, experts);
     rows = take_rows(arena, program.max_tokens, width, kinds);
+    prepared_of_group = arena.take<int32_t>(program.max_tokens / kernels->rows_at_once + 1);
     const int32_t most_pairs = program.max_tokens * pairs;
     if (pairs > 0) {
         inner_rows = take_rows(arena, most_pairs, inner, inner_kinds);
@@ -366,11 +378,6 @@ void Runtime::add_rows(PhaseKind kind, const void* op, int32_t rows_in_all, bool
     add(kind, op, rows_in_all, threads == 1 ? 1 : 4 * threads, 0, -1, chosen);
 }
 
-// Rows that a product takes at once are prepared by one thread.
-void Runtime::add_prepare(const void* op, int32_t row_count, bool chosen) {
-    add_rows(kPrepareRows, op, (row_count + kernels->rows_at_once - 1) / kernels->rows_at_once, chosen);
-}
-
 // A few chunks per thread, so that who is late finds less to do; but none so small that taking it shows.
 int32_t Runtime::product_chunks(int32_t strips, int64_t strip_bytes, int32_t row_count) const {
     if (threads == 1) return 1;
@@ -383,7 +390,7 @@ int32_t Runtime::product_chunks(int32_t strips, int64_t strip_bytes, int32_t row
 void Runtime::add_product(const void* op, int32_t strips, int64_t strip_bytes, bool chosen) {
     const int32_t row_count = chosen ? batch->num_logits : batch->num_tokens;
     const int32_t few = row_count <= kFewRows;
-    if (!few) add_prepare(op, row_count, chosen);
+    if (!few) add_rows(kPrepareRows, op, row_count, chosen);
     const int32_t count = product_chunks(strips, strip_bytes, row_count);
     if (row_count > 0) add(kProduct, op, strips, count, few, -1, chosen);
 }
@@ -423,7 +430,7 @@ void Runtime::plan_op(int32_t index) {
         case kOpExperts: {
             const auto& experts = *static_cast<const ExpertsOp*>(op);
             add(kGroupByExpert, op, 1, 1);
-            add_prepare(op, tokens, false);
+            add_rows(kPrepareRows, op, tokens);
             add(kExpertsIn, op, strips_of(experts.gate[0]), kChunksPerThread * threads);
             add_rows(kPrepareInner, op, tokens * experts.chosen);
             add(kExpertsOut, op, strips_of(experts.down[0]), kChunksPerThread * threads);
@@ -471,7 +478,8 @@ void Runtime::run(int32_t number, int32_t chunk, int32_t thread) {
             rotary(*static_cast<const RotaryOp*>(phase.op), first, last);
             break;
         case kPrepareRows:
-            prepare(phase, first * kernels->rows_at_once, last * kernels->rows_at_once, rows, local);
+            prepare(phase, first, last, rows, local);
+            group_prepared(phase, first, last);
             break;
         case kProduct:
             product(phase, number, first, last, local);
@@ -537,38 +545,55 @@ void Runtime::rotary(const RotaryOp& op, int32_t first, int32_t last) {
     }
 }
 
-// Rows [first, last) of what a product reads, as far as there are: of all tokens, or of those with logits.
-void Runtime::prepare(const Phase& phase, int32_t first, int32_t last, Rows& into, Local& local) {
-    int32_t in = 0, width = 0;
-    uint32_t kinds = 0;
-    const Norm* norm = nullptr;
-    if (kind_of(phase.op) == kOpLinear) {
-        const auto& linear = *static_cast<const LinearOp*>(phase.op);
-        in = linear.in, width = linear.width, norm = &linear.norm;
-        kinds = kinds_of(linear.segments, linear.num_segments);
-    } else if (kind_of(phase.op) == kOpHead) {
-        const auto& head = *static_cast<const HeadOp*>(phase.op);
-        in = head.in, width = head.width, norm = &head.norm;
-        kinds = kinds_of(head.segments, head.num_segments);
-    } else {
-        const auto& experts = *static_cast<const ExpertsOp*>(phase.op);
-        in = experts.in, width = experts.width, norm = &experts.norm;
-        kinds = kinds_of(experts.gate, experts.num_experts) | kinds_of(experts.up, experts.num_experts);
+Source Runtime::source_of(const void* op) const {
+    if (kind_of(op) == kOpLinear) {
+        const auto& linear = *static_cast<const LinearOp*>(op);
+        return {linear.in, linear.width, &linear.norm, kinds_of(linear.segments, linear.num_segments)};
     }
-    const int32_t count = phase.chosen ? batch->num_logits : batch->num_tokens;
+    if (kind_of(op) == kOpHead) {
+        const auto& head = *static_cast<const HeadOp*>(op);
+        return {head.in, head.width, &head.norm, kinds_of(head.segments, head.num_segments)};
+    }
+    const auto& experts = *static_cast<const ExpertsOp*>(op);
+    const uint32_t kinds = kinds_of(experts.gate, experts.num_experts) | kinds_of(experts.up, experts.num_experts);
+    return {experts.in, experts.width, &experts.norm, kinds};
+}
+
+// Rows [first, last) of what a product reads: of all tokens, or of those with logits.
+void Runtime::prepare(const Phase& phase, int32_t first, int32_t last, Rows& into, Local& local) {
+    const Source source = source_of(phase.op);
     // Norms have channels that are many times as large as others; what attention and the units inside bring forth has not.
-    if (norm->weight != nullptr) kinds |= kRowsOutliers;
-    Rows view = shaped(into, count, width);
-    last = smaller(last, count);
+    const bool normed = source.norm->weight != nullptr;
+    const uint32_t kinds = source.kinds | (normed ? kRowsOutliers : 0);
+    Rows view = shaped(into, rows_of(phase), source.width);
     for (int32_t row = first; row < last; ++row) {
-        const float* x = row_of(in, phase.chosen ? batch->logit_rows[row] : row);
-        if (norm->weight != nullptr) {
-            kernels->norm(x, *norm, width, local.row);
+        const float* x = row_of(source.in, phase.chosen ? batch->logit_rows[row] : row);
+        if (normed) {
+            kernels->norm(x, *source.norm, source.width, local.row);
             x = local.row;
         }
         kernels->prepare(x, kinds, row, view);
     }
-    if (kinds & kRowsI8) kernels->group_outliers(view, first, last);
+}
+
+// Sorts the outliers of the groups of rows that are complete now that rows [first, last) are prepared.
+void Runtime::group_prepared(const Phase& phase, int32_t first, int32_t last) {
+    const Source source = source_of(phase.op);
+    if ((source.kinds & kRowsI8) == 0) return;
+    const int32_t at_once = kernels->rows_at_once;
+    const int32_t count = rows_of(phase);
+    Rows view = shaped(rows, count, source.width);
+    for (int32_t row = first; row < last;) {
+        const int32_t begin = row / at_once * at_once;
+        const int32_t end = smaller(begin + at_once, count);
+        const int32_t stop = smaller(end, last);
+        int32_t& prepared = prepared_of_group[row / at_once];
+        if (__atomic_add_fetch(&prepared, stop - row, __ATOMIC_ACQ_REL) == end - begin) {
+            prepared = 0;
+            kernels->group_outliers(view, begin, end);
+        }
+        row = stop;
+    }
 }
 
 // Asks for the weights that a product begins with at strip `first`: the kernels fetch those that follow.
@@ -585,19 +610,22 @@ void Runtime::fetch_first(const void* op, int32_t first) {
 }
 
 void Runtime::product(const Phase& phase, int32_t number, int32_t first, int32_t last, Local& local) {
-    const int32_t count = phase.chosen ? batch->num_logits : batch->num_tokens;
+    const int32_t count = rows_of(phase);
     if (phase.few && local.prepared_for != number) {
         fetch_first(phase.op, first);
         prepare(phase, 0, count, local.rows, local);
+        const Source source = source_of(phase.op);
+        Rows view = shaped(local.rows, count, source.width);
+        if (source.kinds & kRowsI8) kernels->group_outliers(view, 0, count);
         local.prepared_for = number;
     }
-    const Rows& source = phase.few ? local.rows : rows;
+    const Rows& prepared = phase.few ? local.rows : rows;
     if (kind_of(phase.op) == kOpHead) {
         const auto& op = *static_cast<const HeadOp*>(phase.op);
-        head(op, shaped(source, count, op.width), first, last);
+        head(op, shaped(prepared, count, op.width), first, last);
     } else {
         const auto& op = *static_cast<const LinearOp*>(phase.op);
-        linear(op, shaped(source, count, op.width), phase.chosen ? logit_rows : nullptr, first, last);
+        linear(op, shaped(prepared, count, op.width), phase.chosen ? logit_rows : nullptr, first, last);
     }
 }
 
