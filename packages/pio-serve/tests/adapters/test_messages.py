@@ -162,6 +162,17 @@ def test_follows_a_schema(client):
     assert isinstance(Choice.model_validate_json(reply.content[0].text), Choice)
 
 
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}], ids=["any", "named"])
+def test_uses_the_tool_that_it_must(client, choice):
+    """A forced call is the only block, and its input follows the schema."""
+    reply = client.messages.create(
+        model=MODEL, max_tokens=64, messages=FRANCE, tools=[WEATHER], tool_choice=choice, **GREEDY
+    )
+    [call] = reply.content
+    assert (call.type, call.name, reply.stop_reason) == ("tool_use", "get_weather", "tool_use")
+    assert isinstance(call.input["city"], str)
+
+
 def test_calls_a_tool_and_takes_its_result(calling):
     """The call is a block beside the text before it; sent back with its result, it is part of the next prompt."""
     with client_of(calling) as client:

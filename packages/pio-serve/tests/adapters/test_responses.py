@@ -256,6 +256,17 @@ def test_answers_in_words_where_no_call_may_come(client):
     assert tool.parameters == WEATHER["parameters"]
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "get_weather"}], ids=["any", "named"])
+def test_calls_the_tool_that_it_must(client, choice):
+    """A forced call is the only item, and its arguments follow the schema."""
+    reply = client.responses.create(
+        model=MODEL, input="Weather in Paris?", tools=[WEATHER], tool_choice=choice, temperature=0
+    )
+    [call] = reply.output
+    assert (call.type, call.name, reply.status) == ("function_call", "get_weather", "completed")
+    assert isinstance(json.loads(call.arguments)["city"], str)
+
+
 def test_calls_a_tool_and_takes_its_output(calling):
     """The call is an item beside the text before it; sent back with its output, it is part of the next prompt."""
     with client_of(calling) as client:
