@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import re
-import statistics
-import time
 
 import pytest
 
@@ -122,19 +121,22 @@ def test_ring_holds_hashes_only():
     assert ring.key_id(b"a-first-kez") is None
 
 
-def test_comparison_takes_as_long_for_every_key():
-    """The first, the last and none of many: medians within a fifth of each other."""
-    keys = [f"key-number-{index:05d}" for index in range(400)]
+def test_comparison_does_as_much_for_every_key(monkeypatch):
+    """The first, the last and none of many: each is compared with every key, in constant time, as a hash."""
+    keys = [f"key-number-{index:05d}" for index in range(40)]
     ring = KeyRing(keys)
-    asked = {"first": keys[0].encode(), "last": keys[-1].encode(), "none": b"key-number-99999"}
-    times = {name: [] for name in asked}
-    for _ in range(200):
-        for name, key in asked.items():
-            started = time.perf_counter()
-            ring.key_id(key)
-            times[name].append(time.perf_counter() - started)
-    medians = [statistics.median(one) for one in times.values()]
-    assert max(medians) < 1.2 * min(medians)
+    compared = []
+    real = hmac.compare_digest
+
+    def compare(given, known):
+        compared.append((len(given), len(known)))
+        return real(given, known)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    for key in (keys[0], keys[-1], "key-number-99999", "x"):
+        compared.clear()
+        ring.key_id(key.encode())
+        assert compared == [(32, 32)] * len(keys)
 
 
 @pytest.mark.parametrize("key", ["short", "", "with space in", "x" * 513, "naïve-key-1", "tab\there-1"])

@@ -231,48 +231,43 @@ class ReasoningContent(msgspec.Struct, kw_only=True):
     text: str = ""
 
 
-class OutputMessage(msgspec.Struct, kw_only=True):
+class OutputMessage(msgspec.Struct, kw_only=True, tag_field="type", tag="message"):
     """A text of the assistant.
 
     Attributes:
         id: Of the item.
-        type: ``"message"``.
         role: ``"assistant"``.
         status: ``"in_progress"``, ``"completed"`` or ``"incomplete"``.
         content: One text, once it has begun.
     """
 
     id: str
-    type: str = "message"
     role: str = "assistant"
     status: str = "in_progress"
     content: list[OutputText] = msgspec.field(default_factory=list)
 
 
-class OutputReasoning(msgspec.Struct, kw_only=True):
+class OutputReasoning(msgspec.Struct, kw_only=True, tag_field="type", tag="reasoning"):
     """The reasoning before an answer.
 
     Attributes:
         id: Of the item.
-        type: ``"reasoning"``.
         status: As a message's.
         summary: None: reasoning is shown as it is.
         content: One text, once it has begun.
     """
 
     id: str
-    type: str = "reasoning"
     status: str = "in_progress"
     summary: list[Any] = msgspec.field(default_factory=list)
     content: list[ReasoningContent] = msgspec.field(default_factory=list)
 
 
-class OutputCall(msgspec.Struct, kw_only=True):
+class OutputCall(msgspec.Struct, kw_only=True, tag_field="type", tag="function_call"):
     """A call of a function.
 
     Attributes:
         id: Of the item.
-        type: ``"function_call"``.
         status: As a message's.
         call_id: What the function's answer refers to.
         name: Which function.
@@ -280,7 +275,6 @@ class OutputCall(msgspec.Struct, kw_only=True):
     """
 
     id: str
-    type: str = "function_call"
     status: str = "in_progress"
     call_id: str
     name: str

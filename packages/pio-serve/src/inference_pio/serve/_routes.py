@@ -14,6 +14,7 @@ from inference_pio.serve._message_types import CountRequest, Message, MessageReq
 from inference_pio.serve._messages import count_tokens, messages
 from inference_pio.serve._metrics import metrics
 from inference_pio.serve._models import ModelCard, ModelList, list_models, show_model
+from inference_pio.serve._openapi import show_openapi
 from inference_pio.serve._pages import asset, chat_page, dashboard_page
 from inference_pio.serve._response_types import Response, ResponseRequest
 from inference_pio.serve._responses import responses
@@ -129,6 +130,7 @@ ROUTES: tuple[ApiRoute, ...] = (
     ApiRoute(method="GET", path="/health", handler=health, summary="Ask every engine for a token.", reply=Status),
     ApiRoute(method="GET", path="/livez", handler=livez, summary="Whether the process lives.", reply=Status),
     ApiRoute(method="GET", path="/metrics", handler=metrics, summary="Metrics, as Prometheus reads them.", reply=None),
+    ApiRoute(method="GET", path="/openapi.json", handler=show_openapi, summary="This document.", reply=None),
     ApiRoute(method="GET", path="/version", handler=show_version, summary="What serves.", reply=Version),
     ApiRoute(method="GET", path="/", handler=chat_page, summary="The page to chat with.", reply=None),
     ApiRoute(method="GET", path="/dashboard", handler=dashboard_page, summary="Draws the metrics.", reply=None),

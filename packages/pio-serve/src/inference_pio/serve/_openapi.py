@@ -1,0 +1,110 @@
+"""The OpenAPI document, made from the table of routes and the types on the wire."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from inference_pio.serve._auth import OPEN_PATHS
+from inference_pio.serve._errors import ErrorBody
+from inference_pio.serve._json import encode, json_response
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+    from inference_pio.serve._call import Call
+    from inference_pio.serve._routes import ApiRoute
+
+_PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
+_REFERENCE = "#/components/schemas/{name}"
+_ERRORS = {
+    "400": "The request can never be served as it stands.",
+    "401": "No key was given, or a wrong one.",
+    "403": "A page of another origin asked.",
+    "404": "There is no such model or path.",
+    "405": "The path takes another method.",
+    "408": "The body did not come in time.",
+    "413": "The body is too large.",
+    "415": "The body is not JSON.",
+    "421": "The Host header names another server.",
+    "429": "Too much at once: try again after Retry-After.",
+    "431": "The headers are too large.",
+    "500": "The server failed on this request.",
+    "503": "The model is loading, or the server is stopping: try again after Retry-After.",
+}
+
+
+async def show_openapi(_call: Call) -> Response:
+    """``GET /openapi.json``."""
+    from inference_pio.serve._routes import ROUTES  # the table has this handler in it
+
+    return json_response(openapi_document(ROUTES))
+
+
+@cache
+def openapi_document(routes: tuple[ApiRoute, ...]) -> dict[str, Any]:
+    """The document of ``routes``, as OpenAPI 3.1."""
+    types = {kind for route in routes for kind in (route.request, route.reply) if kind is not None} | {ErrorBody}
+    ordered = sorted(types, key=lambda kind: kind.__name__)
+    schemas, components = msgspec.json.schema_components(ordered, ref_template=_REFERENCE)
+    by_type = dict(zip(ordered, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        operations = paths.setdefault(_PARAMETER.sub(r"{\1}", route.path), {})
+        operations[route.method.lower()] = _operation(route, by_type)
+    document = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Inference-PIO",
+            "version": version("pio-serve"),
+            "description": "A language model behind the endpoints of OpenAI's API.",
+        },
+        "paths": paths,
+        "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "security": [{"key": []}],
+    }
+    plain: dict[str, Any] = msgspec.json.decode(encode(document))
+    return plain
+
+
+def _operation(route: ApiRoute, by_type: dict[type[msgspec.Struct], dict[str, Any]]) -> dict[str, Any]:
+    answers: dict[str, Any] = {}
+    if route.reply is not None:
+        answers["application/json"] = {"schema": by_type[route.reply]}
+    if route.streams:
+        answers["text/event-stream"] = {"schema": {"type": "string"}}
+    content = {"content": answers} if answers else {}
+    operation: dict[str, Any] = {
+        "operationId": _operation_id(route),
+        "summary": route.summary,
+        "responses": {
+            "200": {"description": "As asked.", **content},
+            **{
+                status: {
+                    "description": text,
+                    "content": {"application/json": {"schema": by_type[ErrorBody]}},
+                }
+                for status, text in _ERRORS.items()
+            },
+        },
+    }
+    if route.request is not None:
+        schema = by_type[route.request]
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    names = _PARAMETER.findall(route.path)
+    if names:
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+        ]
+    if route.path in OPEN_PATHS:
+        operation["security"] = []
+    return operation
+
+
+def _operation_id(route: ApiRoute) -> str:
+    words = re.sub(r"\W+", "_", route.path).strip("_") or "root"
+    return f"{route.method.lower()}_{words}"
