@@ -220,12 +220,27 @@ def test_streams_a_tool_use(calling):
     assert (events[-2].delta.stop_reason, final.stop_reason) == ("tool_use", "tool_use")
 
 
-def test_leaves_out_a_call_that_was_cut_off(calling):
-    """Its input is none, so nobody may act on it; what was said before stays."""
+@pytest.mark.parametrize(
+    ("bound", "reason"),
+    [({"max_tokens": 24}, "max_tokens"), ({"max_tokens": 64, "stop_sequences": ["city"]}, "stop_sequence")],
+    ids=["tokens", "stop"],
+)
+def test_leaves_out_a_call_that_was_cut_off(calling, bound, reason):
+    """What it has is no input, so nobody may act on it; what was said before stays."""
     with client_of(calling) as client:
-        reply = client.messages.create(model=MODEL, max_tokens=24, messages=FRANCE, tools=[WEATHER], **GREEDY)
-    assert reply.stop_reason == "max_tokens"
+        reply = client.messages.create(model=MODEL, messages=FRANCE, tools=[WEATHER], **bound, **GREEDY)
+    assert reply.stop_reason == reason
     assert [block.type for block in reply.content] == ["text"]
+
+
+def test_a_message_that_nobody_reads_is_cancelled(served, client):
+    """Closing the stream ends the generation and frees its pages."""
+    count = [{"role": "user", "content": "Count from 1 to 1000."}]
+    stream = client.messages.create(model=MODEL, max_tokens=1500, messages=count, stream=True, **GREEDY)
+    kinds = [next(stream).type for _ in range(4)]
+    stream.close()
+    served.wait_until_idle(seconds=2.0)
+    assert kinds == ["message_start", "content_block_start", *["content_block_delta"] * 2]
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,7 @@ def test_refuses_what_must_be_stored(client, field):
         ({"input": [{"type": "function_call_output", "output": "1"}]}, "input[0]", "needs 'call_id' and 'output'"),
         ({"input": [{"type": "web_search_call"}]}, "input[0].type", "web_search_call"),
         ({"input": "a", "tools": [{"type": "web_search"}]}, "tools[0].type", "web_search"),
+        ({"input": "a", "max_output_tokens": 0}, "max_output_tokens", "at least 1, got 0"),
         ({"input": "a", "truncation": "auto"}, "truncation", "shorten the conversation"),
         ({"input": "a", "top_logprobs": 2}, "top_logprobs", "needs 'message.output_text.logprobs'"),
         ({"input": "a", "max_tokens": 2}, "max_tokens", "did you mean"),
@@ -315,6 +316,17 @@ def test_streams_a_call(calling):
     assert events[-3].arguments == events[-2].item.arguments == "".join(pieces)
     assert json.loads("".join(pieces))["city"] in {"Paris", "Rome"}
     assert final.output[1].arguments == "".join(pieces)
+
+
+def test_a_response_that_nobody_reads_is_cancelled(served, client):
+    """Closing the stream ends the generation and frees its pages."""
+    stream = client.responses.create(
+        model=MODEL, input="Count from 1 to 1000.", temperature=0, max_output_tokens=1500, stream=True
+    )
+    kinds = [next(stream).type for _ in range(6)]
+    stream.close()
+    served.wait_until_idle(seconds=2.0)
+    assert kinds[-1] == "response.output_text.delta"
 
 
 def test_tells_what_failed_in_a_stream(start_server):

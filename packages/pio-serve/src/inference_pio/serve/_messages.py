@@ -93,10 +93,11 @@ class MessageAnswer:
         self._answer = answer
         self._message = Message(id=f"msg_{secrets.token_hex(12)}", model=model.name, content=[], usage=self._usage())
         self._arguments: list[str] = []
+        self._broken: set[int] = set()
         self._is_open = False
 
     async def whole(self) -> Message:
-        """All of it. A call that was cut off is left out, for its input is none.
+        """All of it. A call that was cut off is left out, for what it has is no input.
 
         Raises:
             PioError: The request failed.
@@ -104,6 +105,8 @@ class MessageAnswer:
         """
         async for _ in self._events():
             pass
+        content = self._message.content
+        self._message.content = [block for place, block in enumerate(content) if place not in self._broken]
         return self._message
 
     async def frames(self) -> AsyncIterator[bytes]:
@@ -130,7 +133,7 @@ class MessageAnswer:
             if finish_reason is not None:
                 message.stop_reason = _stop_reason(token, finish_reason)
                 message.stop_sequence = token.stop_reason if isinstance(token.stop_reason, str) else None
-        for event in self._close(cut_off=message.stop_reason == "max_tokens"):
+        for event in self._close():
             yield event
         assert message.stop_reason is not None
         yield events.MessageDelta(events.Ending(message.stop_reason, message.stop_sequence), message.usage)
@@ -159,12 +162,12 @@ class MessageAnswer:
                     yield events.BlockDelta(len(content) - 1, events.InputPiece(piece.arguments))
 
     def _open(self, block: TextBlock | ThinkingBlock | ToolUseBlock) -> Iterator[events.Event]:
-        yield from self._close(cut_off=False)
+        yield from self._close()
         self._is_open = True
         self._message.content.append(block)
         yield events.BlockStart(len(self._message.content) - 1, block)
 
-    def _close(self, *, cut_off: bool) -> Iterator[events.Event]:
+    def _close(self) -> Iterator[events.Event]:
         """End the block that is open, if one is."""
         if not self._is_open:
             return
@@ -177,9 +180,8 @@ class MessageAnswer:
         arguments, self._arguments = "".join(self._arguments), []
         try:
             block.input = msgspec.json.decode(arguments or "{}", type=dict)
-        except msgspec.DecodeError:
-            assert cut_off, "the pieces of a complete call are one object"
-            content.pop()
+        except msgspec.DecodeError:  # a bound or a stop string came first, or it became text after all
+            self._broken.add(len(content) - 1)
 
     def _usage(self) -> MessageUsage:
         used = self._answer.usage()

@@ -35,6 +35,8 @@ def as_chat_request(request: ResponseRequest) -> ChatRequest:
         ApiError: It needs something to be stored, or what a conversation cannot hold.
     """
     _refuse_state(request)
+    if request.max_output_tokens is not None and request.max_output_tokens < 1:
+        raise invalid(f"max_output_tokens must be at least 1, got {request.max_output_tokens}", "max_output_tokens")
     options = request.text
     asked = None if options is None else options.format
     form: JsonObjectFormat | JsonSchemaFormat | None = None
