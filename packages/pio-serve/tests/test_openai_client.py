@@ -254,6 +254,28 @@ def test_logprobs_of_completions_with_echo(client):
     assert all(len(one) in {2, 3} for one in found.top_logprobs[1:])
 
 
+def test_logprobs_with_echo_are_streamed_alike(client):
+    """The prompt's come with the first piece; all pieces joined are the whole reply's."""
+    asked = {"model": MODEL, "prompt": ["The capital of France is", "One, two,"], "echo": True, "logprobs": 2,
+             "max_tokens": 3, "temperature": 0}  # fmt: skip
+    whole = client.completions.create(**asked)
+    joined = {}
+    for part in client.completions.create(**asked, stream=True):
+        [choice] = part.choices
+        text, tokens, offsets, values = joined.setdefault(choice.index, ["", [], [], []])
+        joined[choice.index][0] = text + choice.text
+        if choice.logprobs is not None:
+            tokens += choice.logprobs.tokens
+            offsets += choice.logprobs.text_offset
+            values += choice.logprobs.token_logprobs
+    for choice in whole.choices:
+        text, tokens, offsets, values = joined[choice.index]
+        assert text == choice.text
+        assert tokens == choice.logprobs.tokens
+        assert offsets == choice.logprobs.text_offset
+        assert values[1:] == pytest.approx(choice.logprobs.token_logprobs[1:], abs=0.02)
+
+
 def test_echo_alone_scores_a_prompt(client):
     """What evaluation harnesses do: no new token."""
     prompt = "The capital of France is Paris"

@@ -42,9 +42,10 @@ def frames(raw):
     return raw[:-2].split(b"\n\n")
 
 
-def wait_until_running(running, seconds=10):
+def wait_until_running(running, count=1, seconds=10):
+    """That many sequences run."""
     deadline = time.monotonic() + seconds
-    while not running.engine.scheduler.running:
+    while len(running.engine.scheduler.running) < count:
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -160,10 +161,7 @@ def test_dead_engine_answers_every_open_request(start_server):
     got = []
     whole = threading.Thread(target=lambda: got.append(running.post(CHAT, LONG, key=None)))
     whole.start()
-    deadline = time.monotonic() + 10
-    while len(running.engine.scheduler.running) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until_running(running, 2)
     running.model.engine.shutdown()
     events = frames(reply.read())
     connection.close()
@@ -180,7 +178,11 @@ def test_dead_engine_answers_every_open_request(start_server):
 def test_full_queue_is_429(start_server):
     """With Retry-After; every request of a flood is answered, and the server serves on."""
     running = start_server(max_waiting=2)
-    connections = [open_stream(running, LONG, key=False) for _ in range(8)]
+    connections = []
+    for _ in range(8):
+        connections.append(open_stream(running, LONG, key=False))
+        assert connections[-1][1].status == 200
+        wait_until_running(running, len(connections))
     statuses = []
 
     def flood():
@@ -249,7 +251,9 @@ def test_log_holds_no_prompt_and_no_key(served, caplog):
         served.chat("xyzzy-secret-prompt")
         served.post(CHAT, {"messages": [{"role": "user", "content": "xyzzy-secret-prompt"}], "n": 99})
         served.ask("GET", "/version?token=xyzzy-query", key="wrong-key-xyzzy")
+        served.ask("GET", "/version%0aFORGED", headers={"host": "evil.example"})
     assert caplog.records
+    assert not any("\n" in record.getMessage() for record in caplog.records)
     assert "xyzzy" not in caplog.text
     assert served.key not in caplog.text
 

@@ -110,8 +110,6 @@ def _params(call: Call, model: ServedModel, request: CompletionRequest) -> Sampl
         raise invalid(f"best_of is not supported beyond n, got {request.best_of}", "best_of", code="unsupported")
     if request.logprobs is not None and not 0 <= request.logprobs <= _MAX_LOGPROBS:
         raise invalid(f"logprobs must be between 0 and {_MAX_LOGPROBS}, got {request.logprobs}", "logprobs")
-    if request.echo and request.stream and request.logprobs is not None:
-        raise invalid("echo with logprobs cannot be streamed", "logprobs", code="unsupported")
     max_tokens = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     if max_tokens == 0 and not request.echo:
         raise invalid("max_tokens 0 needs 'echo'", "max_tokens")
@@ -175,7 +173,11 @@ class TextAnswer:
             if event.metrics is not None:
                 self._cached[place] = event.metrics.cached_tokens
             reason = event.finish_reason
-            yield place * self._n + event.index, event, None if reason is None else _finish_reason(reason)
+            if reason is None:
+                yield place * self._n + event.index, event, None
+            else:
+                ended = "length" if self._echo_only else _finish_reason(reason)
+                yield place * self._n + event.index, event, ended
 
     async def whole(self) -> Completion:
         """All of it.
@@ -191,7 +193,7 @@ class TextAnswer:
                 one.text.append(event.text)
                 one.events.append(event)
             if finish_reason is not None:
-                one.finish_reason = "length" if self._echo_only else finish_reason
+                one.finish_reason = finish_reason
         return Completion(
             id=self._id,
             created=self._created,
@@ -221,15 +223,17 @@ class TextAnswer:
         piece = Completion(
             id=self._id, created=self._created, model=self._model.name, choices=[], usage=None if with_usage else UNSET
         )
-        lists = [self._logprob_list(index) for index in range(len(self._prompts) * self._n)]
-        if self._echo:
-            for index in range(len(self._prompts) * self._n):
-                piece.choices = [CompletionChoice(index=index, text=self._prefix(index), finish_reason=None)]
-                yield frame(piece)
+        lists = [self._logprob_list() for _ in range(len(self._prompts) * self._n)]
+        echoes = set(range(len(lists))) if self._echo else set()
         async for index, event, finish_reason in self.events():
+            found = lists[index]
+            if index in echoes:  # before its first token, with which the log-probabilities of the prompt come
+                echoes.remove(index)
+                piece.choices = [self._echoed(index, found)]
+                yield frame(piece)
             text = "" if self._echo_only else event.text
             logprobs = None
-            if (found := lists[index]) is not None and names_token(event):
+            if found is not None and names_token(event) and not self._echo_only:
                 assert event.token_id is not None
                 found.add(event.token_id, event.logprobs)
                 logprobs = found.take()
@@ -246,19 +250,29 @@ class TextAnswer:
     def _prefix(self, index: int) -> str:
         return self._prompts[index // self._n].text if self._echo else ""
 
-    def _logprob_list(self, index: int) -> CompletionLogprobList | None:
+    def _logprob_list(self) -> CompletionLogprobList | None:
         if self._top is None:
             return None
-        return CompletionLogprobList(self._model.llm.get_tokenizer(), self._top, len(self._prefix(index)))
+        return CompletionLogprobList(self._model.llm.get_tokenizer(), self._top)
+
+    def _echoed(self, index: int, found: CompletionLogprobList | None) -> CompletionChoice:
+        """The prompt as the first piece of a text."""
+        logprobs = None
+        if found is not None:
+            self._add_prompt(index, found)
+            logprobs = found.take()
+        return CompletionChoice(index=index, text=self._prefix(index), logprobs=logprobs, finish_reason=None)
+
+    def _add_prompt(self, index: int, found: CompletionLogprobList) -> None:
+        place = index // self._n
+        found.add_prompt(self._prompts[place].token_ids, self._generation.prompt_logprobs(place))
 
     def _whole_logprobs(self, index: int, one: _Collected) -> CompletionLogprobs | None:
-        if self._top is None:
+        found = self._logprob_list()
+        if found is None:
             return None
-        found = CompletionLogprobList(self._model.llm.get_tokenizer(), self._top)
         if self._echo:
-            output = self._generation.outputs()[index // self._n]
-            assert output.prompt_logprobs is not None
-            found.add_prompt(output.prompt_token_ids, output.prompt_logprobs)
+            self._add_prompt(index, found)
         for event in one.events:
             if names_token(event):
                 assert event.token_id is not None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from inference_pio.core import AsyncTokenStream
-    from inference_pio.interfaces import Request, RequestOutput, TokenEvent
+    from inference_pio.interfaces import PositionLogprobs, Request, RequestOutput, TokenEvent
     from inference_pio.serve._call import Call
     from inference_pio.serve._models import ServedModel
 
@@ -76,6 +76,12 @@ class Generation:
     def outputs(self) -> list[RequestOutput]:
         """The whole outputs of the requests that have ended."""
         return [stream.output for stream in self._streams if stream.output is not None]
+
+    def prompt_logprobs(self, place: int) -> list[PositionLogprobs | None]:
+        """Of the prompt of one request that asked for them, once its first event has come."""
+        found = self._streams[place].prompt_logprobs
+        assert found is not None
+        return found
 
     async def _close(self) -> None:
         for stream in self._streams:

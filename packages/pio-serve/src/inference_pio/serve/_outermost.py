@@ -75,7 +75,8 @@ class Outermost:
             ACCESS.info(
                 "%s %s %d %.1f ms %s key=%s",
                 scope["method"],
-                scope["path"] if status not in {401, 404} else "-",
+                # As it came: decoded, it might begin a line of its own.
+                scope["raw_path"].decode("latin-1")[:200] if status not in {401, 404} else "-",
                 status,
                 (time.perf_counter() - started) * 1000,
                 request_id,
