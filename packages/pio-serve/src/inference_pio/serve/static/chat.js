@@ -39,9 +39,10 @@ function describe(times, tokens) {
   return parts.join(" · ");
 }
 
-// Appends text, and stays at the end of the page unless the reader has scrolled away from it.
+const page = document.querySelector("main");
+
+// Appends text, and stays at the end unless the reader has scrolled away from it.
 function append(target, text) {
-  const page = document.documentElement;
   const atEnd = page.scrollHeight - page.scrollTop - page.clientHeight < 80;
   target.append(text);
   if (atEnd) page.scrollTop = page.scrollHeight;
@@ -52,7 +53,7 @@ async function answer() {
   item.classList.add("working");
   const stats = element("div", "stats");
   item.append(stats);
-  item.scrollIntoView({ block: "end" });
+  page.scrollTop = page.scrollHeight;
   const times = { start: performance.now(), first: null, last: null };
   let tokens = 0;
   let thought = null;
