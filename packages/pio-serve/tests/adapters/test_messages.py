@@ -233,6 +233,22 @@ def test_leaves_out_a_call_that_was_cut_off(calling, bound, reason):
     assert [block.type for block in reply.content] == ["text"]
 
 
+def test_shows_reasoning_as_a_block(reasoning):
+    """Before the text, streamed and not; sent back, it is no error."""
+    with client_of(reasoning) as client:
+        asked = {"model": MODEL, "max_tokens": 64, **GREEDY}
+        whole = client.messages.create(messages=FRANCE, **asked)
+        with client.messages.stream(messages=FRANCE, **asked) as stream:
+            streamed = stream.get_final_message()
+        sent_back = {"role": "assistant", "content": [block.model_dump(exclude_none=True) for block in whole.content]}
+        again = client.messages.create(messages=[*FRANCE, sent_back, {"role": "user", "content": "Sure?"}], **asked)
+    thought, text = whole.content
+    assert (thought.type, thought.thinking) == ("thinking", "Is it so? It is. It is.")
+    assert (text.type, text.text in {"Yes, it is.", "No, it is."}) == ("text", True)
+    assert [block.model_dump() for block in streamed.content] == [block.model_dump() for block in whole.content]
+    assert again.stop_reason == "end_turn"
+
+
 def test_a_message_that_nobody_reads_is_cancelled(served, client):
     """Closing the stream ends the generation and frees its pages."""
     count = [{"role": "user", "content": "Count from 1 to 1000."}]

@@ -318,6 +318,34 @@ def test_streams_a_call(calling):
     assert final.output[1].arguments == "".join(pieces)
 
 
+def test_shows_reasoning_as_an_item(reasoning):
+    """Before the message, in events of its own, counted; sent back, it is no error."""
+    with client_of(reasoning) as client:
+        asked = {"model": MODEL, "temperature": 0, "max_output_tokens": 64}
+        events = list(client.responses.create(input="Is it?", stream=True, **asked))
+        whole = client.responses.create(input="Is it?", **asked)
+        sent_back = [item.model_dump(exclude_none=True) for item in whole.output]
+        again = client.responses.create(input=[*sent_back, {"role": "user", "content": "Sure?"}], **asked)
+    thought, message = whole.output
+    assert (thought.type, thought.status, message.type) == ("reasoning", "completed", "message")
+    assert thought.content[0].text == "Is it so? It is. It is."
+    assert whole.output_text in {"Yes, it is.", "No, it is."}
+    assert 0 < whole.usage.output_tokens_details.reasoning_tokens < whole.usage.output_tokens
+    kinds = [event.type.removeprefix("response.") for event in events]
+    begin, end = kinds.index("reasoning_text.delta"), kinds.index("reasoning_text.done")
+    assert kinds[2:begin] == ["output_item.added", "content_part.added"]
+    assert set(kinds[begin:end]) == {"reasoning_text.delta"}
+    assert kinds[end + 1 : end + 5] == [
+        "content_part.done",
+        "output_item.done",
+        "output_item.added",
+        "content_part.added",
+    ]
+    assert "".join(event.delta for event in events[begin:end]) == events[end].text == thought.content[0].text
+    assert events[-1].response.output_text == whole.output_text
+    assert again.status == "completed"
+
+
 def test_a_response_that_nobody_reads_is_cancelled(served, client):
     """Closing the stream ends the generation and frees its pages."""
     stream = client.responses.create(
