@@ -312,6 +312,14 @@ def test_explosive_pattern_does_not_hold_others_up(served):
     assert time.monotonic() - started < 10
 
 
+def test_form_that_fails_within_a_text_is_400(served):
+    """It would fail again, so no client must try it again; others are not disturbed."""
+    body = {"messages": HELLO, "structured_outputs": {"regex": "(a{1,900}){1,900}"}, "temperature": 0}
+    status, _, reply = served.post(CHAT, body)
+    assert (status, reply["error"]["code"]) == (400, "form_failed")
+    assert served.chat()["choices"][0]["message"]["content"]
+
+
 def test_deep_schema_is_400(served):
     """Depth is bounded before the schema is compiled."""
     body = {

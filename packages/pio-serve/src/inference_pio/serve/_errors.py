@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _PARAM = re.compile(r"([a-z_]+)(?:\[[^]]*\])? must ")
-# How the core begins what it says of a form that became too complex within a text.
-_FORM_FAILED = "the structured output cannot go on"
+# How the core begins what it says of a form that became too complex, or led nowhere, within a text.
+_FORM_FAILED = ("the structured output cannot go on", "no token of the vocabulary continues the text in the form")
 # The first that fits counts, so the more special ones come first.
 _CODES: Mapping[type[PioError], str | None] = MappingProxyType(
     {
