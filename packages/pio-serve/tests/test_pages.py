@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -191,17 +192,11 @@ def test_errors_are_shown_and_the_question_comes_back(open_page, unlocked, statu
 
 
 def test_page_asks_for_the_key_and_keeps_it_in_the_tab(open_page, start_server):
-    """A wrong one is asked for again; the right one lasts over a reload, and is nowhere but in sessionStorage.
-
-    The files of the page come with a key here, as from a proxy that adds it; what its scripts ask for does not.
-    """
+    """The password that opened the page does not open the API; a wrong key is asked for again; the right one lasts over
+    a reload, and is nowhere but in sessionStorage."""
     key = "the-key-of-this-test"
     server = start_server(keys=KeyRing([key]))
-    page = open_page(server.url, allowed="401")
-    bearer = {"authorization": f"Bearer {key}"}
-    page.route(
-        re.compile(r"/(static/.*)?$"), lambda route: route.continue_(headers={**route.request.headers, **bearer})
-    )
+    page = open_page(server.url, allowed="401", http_credentials={"username": "me", "password": key})
     page.goto(server.url)
     for given in ("wrong-key-of-this-test", key):
         page.get_by_label("API key").fill(given)
@@ -213,6 +208,25 @@ def test_page_asks_for_the_key_and_keeps_it_in_the_tab(open_page, start_server):
     page.reload()
     page.get_by_text("smollm2-135m-instruct").wait_for()
     assert page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]") == [[key], 0, ""]
+
+
+@pytest.mark.parametrize("path", [*PAGES, "/static/chat.js", "/metrics", "/v1/models", "/staticx", "/version"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_password_opens_the_pages_alone(served, path, method):
+    """Any name, the key as password, for reading pages; nothing else, for browsers send it unasked."""
+    page = (path in PAGES or path.startswith("/static/")) and method != "POST"
+
+    def status(credentials):
+        encoded = base64.b64encode(credentials.encode()).decode()
+        headers = {"authorization": f"Basic {encoded}", "content-type": "application/json"}
+        return served.ask(method, path, key=None, headers=headers)[:2]
+
+    assert status(f"me:{served.key}")[0] == status(f":{served.key}")[0] == (200 if page else 401)
+    for wrong in ("me:wrong-key-of-mine", "me:", served.key, f"{served.key}:", "", "me"):
+        code, headers = status(wrong)
+        assert code == 401
+        assert headers["www-authenticate"].partition(" ")[0] == ("Basic" if page else "Bearer")
+    assert served.ask(method, path, key=None, headers={"authorization": "Basic !!"})[0] == 401
 
 
 def test_dashboard_draws_what_the_metrics_say(open_page, unlocked):

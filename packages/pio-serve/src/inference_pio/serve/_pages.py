@@ -1,9 +1,9 @@
 """The pages for people: ``/`` to chat, ``/dashboard`` to watch. Static files, without a build or scripts of others.
 
-They stand behind the key like every route but ``/livez``: who may not ask a server need not learn what it is. A page
-asks for the key by itself when the API refuses it, and keeps it in the tab's ``sessionStorage``: a cookie would go
-along with requests that other sites make. Their policy allows files of this server alone, nothing inline, no frame
-around them.
+They stand behind the key like every route but ``/livez``: who may not ask a server need not learn what it is. A
+browser asks for it as a password, which opens the pages alone. For what they ask of the API they have the key from its
+user once more, and keep it in the tab's ``sessionStorage``: a password or a cookie would go along with requests that
+other sites make. Their policy allows files of this server alone, nothing inline, no frame around them.
 """
 
 from __future__ import annotations
