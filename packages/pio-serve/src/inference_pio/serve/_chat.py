@@ -269,7 +269,7 @@ class ChatAnswer:
         )
 
     async def frames(self, *, with_usage: bool) -> AsyncIterator[bytes]:
-        """Chunks as they come.
+        """Chunks as they come; the one that names the role comes with the first token, whose time clients take by it.
 
         Args:
             with_usage: Whether the last chunk holds the usage, and the others say that they do not.
@@ -281,10 +281,12 @@ class ChatAnswer:
         chunk = ChatChunk(
             id=self.id, created=self.created, model=self._model.name, choices=[], usage=None if with_usage else UNSET
         )
-        for index in range(len(self._readers)):
-            chunk.choices = [ChunkChoice(index, Delta(role="assistant", content=""))]
-            yield frame(chunk)
+        silent = set(range(len(self._readers)))
         async for event, pieces, finish_reason in self.pieces():
+            if event.index in silent:
+                silent.remove(event.index)
+                chunk.choices = [ChunkChoice(event.index, Delta(role="assistant", content=""))]
+                yield frame(chunk)
             for choice in self._chunk_choices(event, pieces):
                 chunk.choices = [choice]
                 yield frame(chunk)

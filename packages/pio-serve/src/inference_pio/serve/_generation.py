@@ -46,7 +46,7 @@ class Generation:
         except EngineError as error:
             await self._close()
             raise unavailable("the engine does not take requests any more", "engine_stopped") from error
-        except BaseException:
+        except BaseException:  # cancellation too; it goes on up
             await self._close()
             raise
         return self
