@@ -10,7 +10,8 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from inference_pio.cli._commands import ENTRY_POINT_GROUP, OWN_COMMANDS
+from inference_pio.cli import _commands
+from inference_pio.cli._commands import BROUGHT_BY, ENTRY_POINT_GROUP, OWN_COMMANDS
 
 
 def test_the_table_is_what_the_distribution_registers():
@@ -30,6 +31,16 @@ def test_every_command_has_help(pio, name):
     assert done.code == 0
     assert done.out.startswith(f"Usage: pio {name}")
     assert done.err == ""
+
+
+@pytest.mark.parametrize(("name", "distribution"), BROUGHT_BY.items())
+def test_commands_of_missing_distributions_say_what_brings_them(pio, monkeypatch, name, distribution):
+    """Who asks for a server before installing it is told which package it is, not which name is near."""
+    monkeypatch.setattr(_commands, "other_commands", dict)
+    done = pio(name, "--help")
+    assert done.code == 5
+    assert done.out == ""
+    assert done.err.startswith(f"pio: error: 'pio {name}' comes with {distribution}, which is not installed (pip inst")
 
 
 def test_help_lists_every_command(pio):

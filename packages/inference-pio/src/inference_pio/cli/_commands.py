@@ -29,6 +29,9 @@ OWN_COMMANDS = {
     "env": "Describe this installation and machine.",
 }
 
+# Commands that other distributions of this project bring, for those who ask for one before they have it.
+BROUGHT_BY = {"bench": "pio-benchmarks", "serve": "pio-serve", "top": "pio-serve"}
+
 
 class LazyGroup(click.Group):
     """Knows its commands by name and help text alone."""
@@ -57,12 +60,18 @@ class LazyGroup(click.Group):
 
         Raises:
             InvalidRequestError: There is none.
+            MissingDependencyError: A distribution that is not installed brings it.
         """
         name = args[0]
         # Own names first: to know those of others, what is installed has to be looked through.
         if not name.startswith("-") and name not in OWN_COMMANDS and name not in (names := self.list_commands(ctx)):
-            from inference_pio.interfaces import InvalidRequestError
+            from inference_pio.interfaces import InvalidRequestError, MissingDependencyError
 
+            if (distribution := BROUGHT_BY.get(name)) is not None:
+                raise MissingDependencyError(
+                    f"'pio {name}' comes with {distribution}, which is not installed",
+                    hint=f"pip install {distribution}, or in a clone: uv run --group {distribution} pio {name}",
+                )
             nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"commands are {', '.join(names)}"
             raise InvalidRequestError(f"no command {name!r}", hint=hint)
