@@ -7,7 +7,13 @@ from types import MappingProxyType
 
 import pytest
 
-from inference_pio.interfaces import BeamSearchParams, InvalidRequestError, SamplingParams, StructuredOutputs
+from inference_pio.interfaces import (
+    BeamSearchParams,
+    InvalidRequestError,
+    PoolingParams,
+    SamplingParams,
+    StructuredOutputs,
+)
 
 REFUSED = [
     ("n", 0, r"^n must be between 1 and 128, got 0$"),
@@ -205,3 +211,27 @@ def test_beams_out_of_bounds_are_refused(arguments, message):
     """With the value and the bounds."""
     with pytest.raises(InvalidRequestError, match=message):
         BeamSearchParams(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pooling": "max"}, "pooling must be 'mean' or 'last', got 'max'"),
+        ({"pooling": None}, "pooling must be 'mean' or 'last', got None"),
+        ({"pooling": ["mean"]}, r"pooling must be 'mean' or 'last', got \['mean'\]"),
+        ({"normalize": 1}, "normalize must be True or False, got 1"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else str(value),
+)
+def test_bad_poolings_are_refused(values, message):
+    """A vector is made in one of the known ways, or not at all."""
+    with pytest.raises(InvalidRequestError, match=message):
+        PoolingParams(**values)
+
+
+def test_pooling_defaults_to_the_normalised_mean():
+    """The default is what retrieval most often wants; equal parameters are equal."""
+    params = PoolingParams()
+    assert (params.pooling, params.normalize) == ("mean", True)
+    assert PoolingParams(pooling="last", normalize=False) == PoolingParams(normalize=False, pooling="last")
+    assert params != PoolingParams(pooling="last")

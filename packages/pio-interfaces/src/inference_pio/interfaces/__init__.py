@@ -40,6 +40,7 @@ from inference_pio.interfaces._errors import (
 from inference_pio.interfaces._executor import (
     Executor,
     GroupTables,
+    HiddenStateExecutor,
     LogitEdits,
     LogprobQuery,
     Sampler,
@@ -51,6 +52,7 @@ from inference_pio.interfaces._manifest import MANIFEST_NAME, PluginManifest, Re
 from inference_pio.interfaces._model import CausalLM, LowerableModel, ModelPlugin, ModelShape
 from inference_pio.interfaces._requests import (
     CompletionOutput,
+    EmbeddingOutput,
     FinishReason,
     Logprob,
     PositionLogprobs,
@@ -68,7 +70,7 @@ from inference_pio.interfaces._rope import (
     RopeScaling,
     YarnScaling,
 )
-from inference_pio.interfaces._sampling import BeamSearchParams, SamplingParams, StructuredOutputs
+from inference_pio.interfaces._sampling import BeamSearchParams, PoolingParams, SamplingParams, StructuredOutputs
 from inference_pio.interfaces._version import API_VERSION
 from inference_pio.interfaces._weight_match import match_rule, refuse_unfilled, refuse_unused
 from inference_pio.interfaces._weights import TensorInfo, WeightMap, WeightRule, WeightSource
@@ -86,10 +88,12 @@ __all__ = [
     "ConfigError",
     "DoesNotFitError",
     "DynamicScaling",
+    "EmbeddingOutput",
     "EngineError",
     "Executor",
     "FinishReason",
     "GroupTables",
+    "HiddenStateExecutor",
     "HubError",
     "InvalidRequestError",
     "KVCache",
@@ -117,6 +121,7 @@ __all__ = [
     "PathEscapeError",
     "PioError",
     "PluginManifest",
+    "PoolingParams",
     "PositionLogprobs",
     "PromptTooLongError",
     "QueueFullError",

@@ -41,6 +41,8 @@ class StepBatch:
         slot_mapping: int64 (N,), as in :class:`GroupTables`, of the first group.
         logit_rows: int64 (R,), the rows of the ragged batch whose logits are wanted.
         others: The tables of the other groups; empty where one group holds all layers.
+        hidden_rows: int64, the rows whose hidden states are wanted, of a :class:`HiddenStateExecutor` only; None for
+            none.
     """
 
     token_ids: NDArray[np.int64]
@@ -51,6 +53,7 @@ class StepBatch:
     slot_mapping: NDArray[np.int64]
     logit_rows: NDArray[np.int64]
     others: tuple[GroupTables, ...] = ()
+    hidden_rows: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,3 +173,19 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Free weights and cache. Harmless when called twice."""
+
+
+@runtime_checkable
+class HiddenStateExecutor(Executor, Protocol):
+    """An executor that also hands out what the head reads; optional, and what embeddings are made from."""
+
+    @property
+    def hidden_size(self) -> int:
+        """``E``."""
+
+    def hidden_states(self) -> NDArray[np.float32]:
+        """The rows that ``hidden_rows`` of the latest step asked for, in that order, on the host; until the next step.
+
+        Returns:
+            Hidden states after the final norm, float32 (rows, E); (0, E) where none were asked for.
+        """

@@ -23,6 +23,7 @@ CAPABILITIES = frozenset(
         "prefix-caching",
         "speculative-decoding",
         "deterministic",
+        "embed",
         "native",
     }
 )

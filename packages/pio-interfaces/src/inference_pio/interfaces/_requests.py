@@ -7,8 +7,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from inference_pio.interfaces._errors import PioError
-    from inference_pio.interfaces._sampling import BeamSearchParams, SamplingParams
+    from inference_pio.interfaces._sampling import BeamSearchParams, PoolingParams, SamplingParams
 
 
 class FinishReason(StrEnum):
@@ -47,12 +50,12 @@ PositionLogprobs = dict[int, Logprob]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A prompt to continue.
+    """A prompt to continue or to embed.
 
     Attributes:
         request_id: Chosen by the caller, unique among running requests.
         prompt_token_ids: The prompt; at least one token.
-        params: How to continue it.
+        params: How to continue it, or how to pool its hidden states.
         prompt: The text that the tokens came from, if any.
         priority: Who goes first under the priority policy: the lower number.
         timeout_s: Seconds from arrival after which it ends with what it has; None waits for ever.
@@ -61,7 +64,7 @@ class Request:
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
-    params: SamplingParams | BeamSearchParams
+    params: SamplingParams | BeamSearchParams | PoolingParams
     prompt: str | None = None
     priority: int = 0
     timeout_s: float | None = None
@@ -70,7 +73,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestMetrics:
-    """Where the time of a request went so far, in seconds.
+    """Where the time of a request went so far, in seconds. An embedding counts as its first token, and its last.
 
     Attributes:
         queue_s: From arrival to the first step that worked on it.
@@ -119,17 +122,18 @@ class CompletionOutput:
 
 @dataclass(slots=True, kw_only=True)
 class RequestOutput:
-    """A prompt and its continuations.
+    """A prompt and its continuations, or its embedding.
 
     Attributes:
         request_id: Of the request.
         prompt: Text of the prompt, or None if it came as tokens.
         prompt_token_ids: Tokens of the prompt.
         prompt_logprobs: Per position of the prompt, the candidates asked for; None first, since nothing predicts it.
-        outputs: ``n`` continuations, by index.
+        outputs: ``n`` continuations, by index; of an embedding one that has no token and says how it ended.
         finished: Whether all of them have ended.
         metrics: Where the time went; None while it goes on, and where no token came.
         error: Why the request failed, where its finish reason is ``error``.
+        embedding: float32 (E,), once it is whole, where that was asked for.
     """
 
     request_id: str
@@ -140,6 +144,24 @@ class RequestOutput:
     finished: bool = False
     metrics: RequestMetrics | None = None
     error: PioError | None = None
+    embedding: NDArray[np.float32] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EmbeddingOutput:
+    """A prompt and its embedding.
+
+    Attributes:
+        prompt: Text of the prompt, or None if it came as tokens.
+        prompt_token_ids: Tokens of the prompt.
+        embedding: float32 (E,).
+        metrics: Where the time went.
+    """
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    embedding: NDArray[np.float32]
+    metrics: RequestMetrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +171,7 @@ class TokenEvent:
     Attributes:
         request_id: Of the request.
         index: Which of the ``n`` continuations.
-        token_id: The token; None where the continuation ends without one: cancelled, late, failed.
+        token_id: The token; None where the continuation ends without one: cancelled, late, failed, embedded.
         text: Text that became certain with it; may be empty (partial UTF-8, possible stop string).
         logprobs: Candidates at this position, if asked for.
         finish_reason: Why the continuation ended with this token; None if it goes on.

@@ -1,4 +1,4 @@
-"""Sampling parameters of one request, checked once, where they are made."""
+"""Parameters of one request, checked once, where they are made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from inference_pio.interfaces._errors import InvalidRequestError
 
@@ -18,6 +18,8 @@ MAX_STOP_STRINGS = 16
 MAX_N = 128
 MAX_BAD_WORDS = 256
 MAX_CHOICES = 1024
+
+_POOLINGS = ("mean", "last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,29 @@ class BeamSearchParams:
         _number("length_penalty", self.length_penalty, -10.0, 10.0)
         if not isinstance(self.ignore_eos, bool):
             raise InvalidRequestError(f"ignore_eos must be True or False, got {self.ignore_eos!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolingParams:
+    """How the hidden states of a prompt become one vector, its embedding; nothing is generated.
+
+    Attributes:
+        pooling: The ``"mean"`` of the hidden states of all tokens, or that of the ``"last"`` one, which has seen the
+            others.
+        normalize: Divide by the Euclidean norm, so that dot products are cosines.
+
+    Raises:
+        InvalidRequestError: A value of the wrong type, or another pooling.
+    """
+
+    pooling: Literal["mean", "last"] = "mean"
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        if self.pooling not in _POOLINGS:
+            raise InvalidRequestError(f"pooling must be 'mean' or 'last', got {self.pooling!r}")
+        if not isinstance(self.normalize, bool):
+            raise InvalidRequestError(f"normalize must be True or False, got {self.normalize!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
