@@ -3,8 +3,8 @@
 // A program is a list of fused operations over row buffers. A row buffer holds one float32 row per token of the step,
 // `width` numbers wide. Parameters are matrices packed into tiles, and float32 vectors. Nothing here owns memory.
 //
-// Letters: N tokens of a step, B sequences, R rows with logits, E width of a buffer, V vocabulary,
-// H query heads, K KV heads, D head size.
+// Letters: N tokens of a step, B sequences, R rows with logits, Q rows whose hidden states are wanted, E width of a buffer,
+// V vocabulary, H query heads, K KV heads, D head size.
 #pragma once
 
 #include <stdint.h>
@@ -190,7 +190,7 @@ struct ExpertsOp {
     Norm norm;
 };
 
-// logits[r] = softcap(scale * W norm(x[row r])), softcap c > 0: c tanh(l / c)
+// logits[r] = softcap(scale * W norm(x[row r])), softcap c > 0: c tanh(l / c); hidden[q] = norm(x[row q])
 struct HeadOp {
     uint32_t kind;
     int32_t in;
@@ -223,6 +223,10 @@ struct Batch {
     const int64_t* logit_rows;        // (R,)
     const GroupTables* groups;
     float* logits;  // (R, V)
+    const int64_t* hidden_rows;  // (Q,)
+    float* hidden;               // (Q, E), E the width of what the head reads
+    int32_t num_hidden;          // Q
+    int32_t reserved;
 };
 
 struct Program {

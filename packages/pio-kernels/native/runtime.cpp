@@ -32,7 +32,11 @@ enum PhaseKind : int32_t {
     kPrepareInner,
     kExpertsOut,
     kFinishLogits,
+    kHiddenRows,
 };
+
+// The rows of a step that a product is for.
+enum RowSet : int32_t { kEveryRow, kKeptRows, kLogitRows };
 
 // A part of an operation whose chunks can be done in any order.
 struct Phase {
@@ -41,7 +45,7 @@ struct Phase {
     const void* op;
     int32_t few;   // of products: prepare rows in this thread's own memory
     int32_t plan;  // of attention: index of its plan
-    bool chosen;   // of products: for the rows with logits alone
+    RowSet rows;   // of products
 };
 
 // What a product reads: the representations `kinds` of norm(buffer `in`), `width` wide.
@@ -168,9 +172,11 @@ struct Runtime {
     int32_t num_plans;
     int32_t* plan_of;  // by index of the operation
 
-    // From operation `tail` on, rows without logits serve nothing any more: no other row reads what becomes of them.
+    // From operation `tail` on, rows of which neither logits nor hidden states are wanted serve nothing any more: no
+    // other row reads what becomes of them.
     int32_t tail;
-    int32_t* logit_rows;  // those of the batch, if the tail is cut to them
+    int32_t* kept_rows;  // the others, if the tail is cut to them
+    int32_t num_kept;
     bool cut;
 
     Phase* phases;
@@ -189,12 +195,12 @@ struct Runtime {
 
     bool plan(const Batch& step);
     void add(PhaseKind kind, const void* op, int32_t items, int32_t count, int32_t few = 0, int32_t plan = -1,
-             bool chosen = false);
-    void add_rows(PhaseKind kind, const void* op, int32_t rows_in_all, bool chosen = false);
-    void add_product(const void* op, int32_t strips, int64_t strip_bytes, bool chosen);
+             RowSet set = kEveryRow);
+    void add_rows(PhaseKind kind, const void* op, int32_t rows_in_all, RowSet set = kEveryRow);
+    void add_product(const void* op, int32_t strips, int64_t strip_bytes, RowSet set);
     void plan_op(int32_t index);
     void plan_attention_phases(const AttentionOp& op, int32_t index);
-    bool can_cut() const;
+    bool keep_rows();
     int32_t product_chunks(int32_t strips, int64_t strip_bytes, int32_t row_count) const;
 
     // --- Doing it ---
@@ -209,12 +215,18 @@ struct Runtime {
     void product(const Phase& phase, int32_t number, int32_t first, int32_t last, Local& local);
     void linear(const LinearOp& op, const Rows& x, const int32_t* out_rows, int32_t first, int32_t last);
     void head(const HeadOp& op, const Rows& x, int32_t first, int32_t last);
+    void hidden(const HeadOp& op, int32_t first, int32_t last);
     void attention(const Phase& phase, int32_t first, int32_t last, Local& local);
     void experts_in(const ExpertsOp& op, int32_t first, int32_t last);
     void experts_out(const ExpertsOp& op, int32_t first, int32_t last);
     AttentionTask attention_task(const AttentionOp& op) const;
 
-    int32_t rows_of(const Phase& phase) const { return phase.chosen ? batch->num_logits : batch->num_tokens; }
+    int32_t count_of(RowSet set) const {
+        return set == kLogitRows ? batch->num_logits : set == kKeptRows ? num_kept : batch->num_tokens;
+    }
+    int64_t row_in(RowSet set, int32_t place) const {
+        return set == kLogitRows ? batch->logit_rows[place] : set == kKeptRows ? kept_rows[place] : place;
+    }
     uint32_t kind_of(const void* op) const { return *static_cast<const uint32_t*>(op); }
     float* row_of(int32_t buffer, int64_t row) const { return buffers[buffer] + row * program.buffer_widths[buffer]; }
 };
@@ -283,7 +295,7 @@ bool Runtime::set_up(const Program& given, const Kernels& table, int32_t thread_
     }
     // Of no operation come more than five phases.
     phases = arena.take<Phase>(program.num_ops * 5);
-    logit_rows = arena.take<int32_t>(program.max_tokens);
+    kept_rows = arena.take<int32_t>(program.max_tokens);
     find_tail();
     chunks = arena.take<int32_t>(program.num_ops * 5);
     locals = arena.take<Local>(threads);
@@ -352,30 +364,48 @@ bool Runtime::plan(const Batch& step) {
             if (plan.items[item].parts > 1) plan.merges[plan.num_merges++] = item;
         plan.fused = plan.num_merges == 0 && step.num_tokens == step.num_sequences;
     }
-    cut = can_cut();
-    for (int32_t i = 0; cut && i < step.num_logits; ++i) logit_rows[i] = static_cast<int32_t>(step.logit_rows[i]);
+    cut = keep_rows();
     for (int32_t i = 0; i < program.num_ops; ++i) plan_op(i);
     for (int32_t thread = 0; thread < threads; ++thread) locals[thread].prepared_for = -1;
     return true;
 }
 
-// Whether there are rows to leave out. Rows in another order, or one asked for twice, would be computed twice in place.
-bool Runtime::can_cut() const {
-    if (batch->num_logits == batch->num_tokens) return false;
-    for (int32_t i = 1; i < batch->num_logits; ++i)
-        if (batch->logit_rows[i] <= batch->logit_rows[i - 1]) return false;
+namespace {
+
+bool rise(const int64_t* numbers, int32_t count) {
+    for (int32_t i = 1; i < count; ++i)
+        if (numbers[i] <= numbers[i - 1]) return false;
     return true;
 }
 
+}  // namespace
+
+// Finds the rows with logits or hidden states; false if there are none to leave out. Rows in another order, or one asked
+// for twice, would be computed twice in place.
+bool Runtime::keep_rows() {
+    num_kept = 0;
+    if (!rise(batch->logit_rows, batch->num_logits) || !rise(batch->hidden_rows, batch->num_hidden)) return false;
+    const int64_t end = batch->num_tokens;
+    for (int32_t i = 0, j = 0; i < batch->num_logits || j < batch->num_hidden;) {
+        const int64_t with_logits = i < batch->num_logits ? batch->logit_rows[i] : end;
+        const int64_t with_hidden = j < batch->num_hidden ? batch->hidden_rows[j] : end;
+        const int64_t row = with_logits < with_hidden ? with_logits : with_hidden;
+        i += row == with_logits;
+        j += row == with_hidden;
+        kept_rows[num_kept++] = static_cast<int32_t>(row);
+    }
+    return num_kept < batch->num_tokens;
+}
+
 // `items` things in at most `count` chunks.
-void Runtime::add(PhaseKind kind, const void* op, int32_t items, int32_t count, int32_t few, int32_t plan, bool chosen) {
+void Runtime::add(PhaseKind kind, const void* op, int32_t items, int32_t count, int32_t few, int32_t plan, RowSet set) {
     if (items < 1) return;
-    phases[num_phases] = Phase{kind, items, op, few, plan, chosen};
+    phases[num_phases] = Phase{kind, items, op, few, plan, set};
     chunks[num_phases++] = larger(1, smaller(items, count));
 }
 
-void Runtime::add_rows(PhaseKind kind, const void* op, int32_t rows_in_all, bool chosen) {
-    add(kind, op, rows_in_all, threads == 1 ? 1 : 4 * threads, 0, -1, chosen);
+void Runtime::add_rows(PhaseKind kind, const void* op, int32_t rows_in_all, RowSet set) {
+    add(kind, op, rows_in_all, threads == 1 ? 1 : 4 * threads, 0, -1, set);
 }
 
 // A few chunks per thread, so that who is late finds less to do; but none so small that taking it shows.
@@ -387,12 +417,12 @@ int32_t Runtime::product_chunks(int32_t strips, int64_t strip_bytes, int32_t row
     return count < threads ? threads : count / threads * threads;
 }
 
-void Runtime::add_product(const void* op, int32_t strips, int64_t strip_bytes, bool chosen) {
-    const int32_t row_count = chosen ? batch->num_logits : batch->num_tokens;
+void Runtime::add_product(const void* op, int32_t strips, int64_t strip_bytes, RowSet set) {
+    const int32_t row_count = count_of(set);
     const int32_t few = row_count <= kFewRows;
-    if (!few) add_rows(kPrepareRows, op, row_count, chosen);
+    if (!few) add_rows(kPrepareRows, op, row_count, set);
     const int32_t count = product_chunks(strips, strip_bytes, row_count);
-    if (row_count > 0) add(kProduct, op, strips, count, few, -1, chosen);
+    if (row_count > 0) add(kProduct, op, strips, count, few, -1, set);
 }
 
 namespace {
@@ -418,7 +448,8 @@ void Runtime::plan_op(int32_t index) {
             const bool gated = linear.epilogue == kGated;
             int32_t strips = 0;
             for (int32_t i = 0; i < (gated ? 1 : linear.num_segments); ++i) strips += strips_of(linear.segments[i]);
-            add_product(op, strips, strip_bytes_of(linear.segments[0]) * (gated ? 2 : 1), cut && index >= tail);
+            const RowSet set = cut && index >= tail ? kKeptRows : kEveryRow;
+            add_product(op, strips, strip_bytes_of(linear.segments[0]) * (gated ? 2 : 1), set);
             break;
         }
         case kOpAttention:
@@ -438,9 +469,10 @@ void Runtime::plan_op(int32_t index) {
         }
         case kOpHead: {
             const auto& head = *static_cast<const HeadOp*>(op);
+            add_rows(kHiddenRows, op, batch->num_hidden);
             int32_t strips = 0;
             for (int32_t i = 0; i < head.num_segments; ++i) strips += strips_of(head.segments[i]);
-            add_product(op, strips, strip_bytes_of(head.segments[0]), true);
+            add_product(op, strips, strip_bytes_of(head.segments[0]), kLogitRows);
             if (head.softcap > 0.0f || head.scale != 1.0f) add_rows(kFinishLogits, op, batch->num_logits);
             break;
         }
@@ -521,6 +553,9 @@ void Runtime::run(int32_t number, int32_t chunk, int32_t thread) {
             kernels->finish_logits(batch->logits + first * vocab, (last - first) * vocab, op.scale, op.softcap);
             break;
         }
+        case kHiddenRows:
+            hidden(*static_cast<const HeadOp*>(phase.op), first, last);
+            break;
     }
 }
 
@@ -559,15 +594,15 @@ Source Runtime::source_of(const void* op) const {
     return {experts.in, experts.width, &experts.norm, kinds};
 }
 
-// Rows [first, last) of what a product reads: of all tokens, or of those with logits.
+// Rows [first, last) of what a product reads, among the rows that it is for.
 void Runtime::prepare(const Phase& phase, int32_t first, int32_t last, Rows& into, Local& local) {
     const Source source = source_of(phase.op);
     // Norms have channels that are many times as large as others; what attention and the units inside bring forth has not.
     const bool normed = source.norm->weight != nullptr;
     const uint32_t kinds = source.kinds | (normed ? kRowsOutliers : 0);
-    Rows view = shaped(into, rows_of(phase), source.width);
+    Rows view = shaped(into, count_of(phase.rows), source.width);
     for (int32_t row = first; row < last; ++row) {
-        const float* x = row_of(source.in, phase.chosen ? batch->logit_rows[row] : row);
+        const float* x = row_of(source.in, row_in(phase.rows, row));
         if (normed) {
             kernels->norm(x, *source.norm, source.width, local.row);
             x = local.row;
@@ -581,7 +616,7 @@ void Runtime::group_prepared(const Phase& phase, int32_t first, int32_t last) {
     const Source source = source_of(phase.op);
     if ((source.kinds & kRowsI8) == 0) return;
     const int32_t at_once = kernels->rows_at_once;
-    const int32_t count = rows_of(phase);
+    const int32_t count = count_of(phase.rows);
     Rows view = shaped(rows, count, source.width);
     for (int32_t row = first; row < last;) {
         const int32_t begin = row / at_once * at_once;
@@ -610,7 +645,7 @@ void Runtime::fetch_first(const void* op, int32_t first) {
 }
 
 void Runtime::product(const Phase& phase, int32_t number, int32_t first, int32_t last, Local& local) {
-    const int32_t count = rows_of(phase);
+    const int32_t count = count_of(phase.rows);
     if (phase.few && local.prepared_for != number) {
         fetch_first(phase.op, first);
         prepare(phase, 0, count, local.rows, local);
@@ -625,7 +660,7 @@ void Runtime::product(const Phase& phase, int32_t number, int32_t first, int32_t
         head(op, shaped(prepared, count, op.width), first, last);
     } else {
         const auto& op = *static_cast<const LinearOp*>(phase.op);
-        linear(op, shaped(prepared, count, op.width), phase.chosen ? logit_rows : nullptr, first, last);
+        linear(op, shaped(prepared, count, op.width), phase.rows == kKeptRows ? kept_rows : nullptr, first, last);
     }
 }
 
@@ -674,6 +709,19 @@ void Runtime::head(const HeadOp& op, const Rows& x, int32_t first, int32_t last)
     task.epilogue = kStore;
     task.scale = 1.0f;
     over_segments(*kernels, op.segments, op.num_segments, task, first, last);
+}
+
+// What the head reads, normed and as exact as it is, of rows [first, last) of those that are wanted.
+void Runtime::hidden(const HeadOp& op, int32_t first, int32_t last) {
+    for (int32_t place = first; place < last; ++place) {
+        const float* x = row_of(op.in, batch->hidden_rows[place]);
+        float* out = batch->hidden + static_cast<int64_t>(place) * op.width;
+        if (op.norm.weight != nullptr) {
+            kernels->norm(x, op.norm, op.width, out);
+            continue;
+        }
+        for (int32_t i = 0; i < op.width; ++i) out[i] = x[i];
+    }
 }
 
 AttentionTask Runtime::attention_task(const AttentionOp& op) const {
@@ -794,7 +842,8 @@ void pio_runtime_free(Runtime* runtime) {
 }
 
 int32_t pio_runtime_step(Runtime* runtime, const Batch* batch) {
-    if (batch->num_tokens > runtime->program.max_tokens || batch->num_logits > runtime->program.max_tokens) return -1;
+    const int32_t most = runtime->program.max_tokens;
+    if (batch->num_tokens > most || batch->num_logits > most || batch->num_hidden > most) return -1;
     if (batch->num_tokens < 1) return 0;
     if (!runtime->plan(*batch)) return -1;
     team_run(runtime->team, runtime->chunks, runtime->num_phases, run_chunk, runtime);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -99,15 +101,22 @@ def test_programs_compute_what_transformers_does(family, make_paging):
     paging = make_paging(np.random.default_rng(0), GROUPS, page_size=16, vocab_size=60)
     interpreter = Interpreter(program, values, paging.caches, GROUPS, page_size=16)
     rows: dict[int, list[np.ndarray]] = {}
+    hidden: dict[int, list[np.ndarray]] = {}
     for schedule in ({0: 7}, {0: 1, 1: 20}, {1: 1, 0: 12}, {0: 1, 1: 1}):
         batch = paging.batch(schedule, every_row=True)
+        batch = dataclasses.replace(batch, hidden_rows=batch.logit_rows)
         logits = interpreter.step(batch)
         for sequence, start, count in zip(schedule, batch.query_starts, schedule.values(), strict=False):
             rows.setdefault(sequence, []).append(logits[start : start + count])
+            hidden.setdefault(sequence, []).append(interpreter.hidden_states()[start : start + count])
     for sequence, tokens in paging.tokens.items():
         with torch.no_grad():
-            expected = model(torch.tensor([tokens])).logits[0].numpy()
+            output = model(torch.tensor([tokens]), output_hidden_states=True)
+        expected = output.logits[0].numpy()
         np.testing.assert_allclose(np.concatenate(rows[sequence]), expected, rtol=1e-3, atol=1e-4)
+        # The last of them is after the final norm.
+        expected = output.hidden_states[-1][0].numpy()
+        np.testing.assert_allclose(np.concatenate(hidden[sequence]), expected, rtol=1e-3, atol=1e-4)
 
 
 def attention_only(**options):

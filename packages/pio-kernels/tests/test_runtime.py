@@ -114,8 +114,13 @@ PROGRAMS = {
 SCHEDULES = [{0: 5}, {0: 1, 1: 17}, {1: 1}, {0: 1, 1: 3, 2: 40}, {2: 2, 3: 1}, {0: 1, 1: 1, 2: 1, 3: 1}, {4: 70}]
 
 
+def hidden_rows(batch):
+    """Some rows of a step, so that there are some to leave out: every other one."""
+    return np.arange(0, len(batch.token_ids), 2)
+
+
 def run_both(program, parameters, make_paging, groups, *, page_size=16, schedules=SCHEDULES, isa="scalar", **options):
-    """Yields native and interpreted logits of every row, step by step."""
+    """Yields native and interpreted logits of every row, step by step, and hidden states of every other one."""
     rng = np.random.default_rng(5)
     paging = make_paging(rng, groups, page_size=page_size, vocab_size=program.vocab_size)
     exact = options.pop("exact", {})
@@ -137,6 +142,10 @@ def run_both(program, parameters, make_paging, groups, *, page_size=16, schedule
         for schedule in schedules:
             batch = paging.batch(schedule, every_row=True)
             yield runtime.step(batch), reference.step(batch)
+            some = dataclasses.replace(batch, hidden_rows=hidden_rows(batch), logit_rows=batch.logit_rows[-1:])
+            runtime.step(some)
+            reference.step(some)
+            yield runtime.hidden_states(), reference.hidden_states()
 
 
 def close(native, expected, share):
@@ -255,6 +264,52 @@ def test_rows_without_logits_are_left_out(small, rows):
     np.testing.assert_allclose(again, every[rows], rtol=1e-5, atol=1e-6)
 
 
+ROW_LISTS = [[], [0], [1], [5], [0, 1, 2, 3, 4, 5], [2, 4], [4, 2], [3, 3]]
+
+
+@pytest.mark.parametrize("rows", ROW_LISTS, ids=str)
+@pytest.mark.parametrize("hidden", ROW_LISTS, ids=str)
+def test_hidden_states_of_any_rows_beside_logits_of_any(small, rows, hidden):
+    """Whichever rows of either kind are wanted, the others are left out, and those have what they have among all."""
+    runtime, paging = small
+    everything = np.arange(6)
+    batch = dataclasses.replace(paging.batch({0: 4, 1: 2}, every_row=True), hidden_rows=everything)
+    logits, states = runtime.step(batch).copy(), runtime.hidden_states().copy()
+    assert states.shape == (6, runtime.hidden_size) == (6, 64)
+    wanted = dataclasses.replace(
+        batch, logit_rows=np.array(rows, dtype=np.int64), hidden_rows=np.array(hidden, dtype=np.int64)
+    )
+    np.testing.assert_allclose(runtime.step(wanted), logits[rows], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(runtime.hidden_states(), states[hidden], rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_that_asks_for_no_hidden_states_has_none(small):
+    """Those of the step before are gone."""
+    runtime, paging = small
+    batch = paging.batch({0: 4})
+    runtime.step(dataclasses.replace(batch, hidden_rows=np.arange(4)))
+    assert runtime.hidden_states().shape == (4, 64)
+    runtime.step(batch)
+    assert runtime.hidden_states().shape == (0, 64)
+
+
+@pytest.mark.parametrize("isa", USABLE)
+def test_hidden_states_without_a_norm_are_what_the_head_reads(isa, random_parameters, make_paging):
+    """A head that norms nothing reads the residual stream; its logits are products with the hidden states."""
+    builder = ProgramBuilder(vocab_size=40, hidden_size=24, eps=1e-5)
+    x = builder.embed("embedding")
+    qkv = builder.linear(x, "qkv", 3 * 16, out="qkv")
+    builder.add_linear(builder.attention(qkv, layer=0, heads=1, kv_heads=1, head_size=16), "output", to=x)
+    program = builder.head(x, "head")
+    groups = [LayerGroup(kind="full", window=None, layers=(0,))]
+    parameters = random_parameters(program, np.random.default_rng(2))
+    paging = make_paging(np.random.default_rng(3), groups, page_size=16, vocab_size=40)
+    batch = dataclasses.replace(paging.batch({0: 9, 1: 1}, every_row=True), hidden_rows=np.arange(10))
+    with Runtime(program, parameters, paging.caches, groups, page_size=16, max_tokens=16, isa=isa) as runtime:
+        logits = runtime.step(batch)
+        np.testing.assert_allclose(runtime.hidden_states() @ parameters.values("head").T, logits, rtol=1e-4, atol=1e-5)
+
+
 def test_steps_without_logits_and_empty_steps(small):
     """Keys and values of a step without logits are there for the next one; a step of nothing is harmless."""
     runtime, paging = small
@@ -341,6 +396,8 @@ def change(batch, name, index, value):
         ("token_ids", 1, -1, r"token_ids must be in 0\.\.98, got -1"),
         ("logit_rows", 0, 6, r"logit_rows must be in 0\.\.5, got 6"),
         ("logit_rows", 0, -1, r"logit_rows must be in 0\.\.5"),
+        ("hidden_rows", 1, 6, r"hidden_rows must be in 0\.\.5, got 6"),
+        ("hidden_rows", 0, -1, r"hidden_rows must be in 0\.\.5, got -1"),
         ("slot_mapping", 2, 3200, r"slot_mapping must be in 0\.\.3199, got 3200"),
         ("slot_mapping", 2, -5, r"slot_mapping must be in 0\.\.3199"),
         ("positions", 1, 7, "positions must be the last of each sequence"),
@@ -359,7 +416,7 @@ def change(batch, name, index, value):
 def test_numbers_out_of_range_are_refused(name, index, value, match, small):
     """Whatever could lead native code out of bounds is a ValueError, and the runtime goes on afterwards."""
     runtime, paging = small
-    batch = paging.batch({0: 4, 1: 2})
+    batch = dataclasses.replace(paging.batch({0: 4, 1: 2}), hidden_rows=np.arange(2))
     with pytest.raises(ValueError, match=match):
         runtime.step(change(batch, name, index, value))
     assert np.isfinite(runtime.step(batch)).all()
@@ -380,6 +437,7 @@ def test_tables_too_short_for_a_sequence_are_refused(small):
         ("positions", lambda a: a[:-1], r"positions must be int64 \(6,\), got int64 \(5,\)"),
         ("query_starts", lambda a: a[:-1], r"query_starts must be int32 \(3,\)"),
         ("logit_rows", lambda a: a[:, None], "logit_rows must be int64"),
+        ("hidden_rows", lambda _: np.arange(2, dtype=np.int32), r"hidden_rows must be int64 \(2,\), got int32"),
         ("slot_mapping", lambda a: np.repeat(a, 2)[::2], "slot_mapping must be int64 .* with gaps"),
         ("block_tables", lambda a: a[0], r"block_tables must be int32 \(2, 2\), got int32 \(2,\)"),
         ("others", lambda _: (None,), "tables of 2 groups, the cache has 1"),
@@ -396,8 +454,10 @@ def test_arrays_of_another_kind_are_refused(name, make, match, small):
 def test_steps_beyond_the_runtime_are_refused(small):
     """Intermediate rows are there for max_tokens; a closed runtime refuses everything."""
     runtime, paging = small
-    with pytest.raises(ValueError, match="33 tokens and 1 logit rows, and the runtime was made for 32"):
+    with pytest.raises(ValueError, match="33 tokens, 1 logit rows and 0 hidden rows, and the runtime was made for 32"):
         runtime.step(paging.batch({0: 33}))
+    with pytest.raises(ValueError, match="1 tokens, 1 logit rows and 33 hidden rows"):
+        runtime.step(dataclasses.replace(paging.batch({1: 1}), hidden_rows=np.zeros(33, dtype=np.int64)))
     with pytest.raises(ValueError, match=r"group 0 has pages 0\.\.199, not 200"):
         runtime.copy_pages(0, [0], [200])
     runtime.close()

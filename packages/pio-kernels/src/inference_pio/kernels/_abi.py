@@ -184,6 +184,10 @@ class BatchStruct(Structure):
         ("logit_rows", c_void_p),
         ("groups", c_void_p),
         ("logits", c_void_p),
+        ("hidden_rows", c_void_p),
+        ("hidden", c_void_p),
+        ("num_hidden", c_int32),
+        ("reserved", c_int32),
     ]
 
 

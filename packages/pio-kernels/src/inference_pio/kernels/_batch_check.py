@@ -37,11 +37,15 @@ def check_batch(
     if len(batch.others) != len(num_pages) - 1:
         raise ValueError(f"the step has tables of {len(batch.others) + 1} groups, the cache has {len(num_pages)}")
     if tokens == 0:
-        if sequences or len(batch.logit_rows):
-            raise ValueError(f"a step of no tokens has {sequences} sequences and {len(batch.logit_rows)} logit rows")
+        rows = len(batch.logit_rows) + (0 if batch.hidden_rows is None else len(batch.hidden_rows))
+        if sequences or rows:
+            raise ValueError(f"a step of no tokens has {sequences} sequences, and {rows} rows of it are wanted")
         return
     _check_range("token_ids", batch.token_ids, vocab_size)
     _check_range("logit_rows", batch.logit_rows, tokens)
+    if batch.hidden_rows is not None:
+        _check_array("hidden_rows", batch.hidden_rows, np.int64, (len(batch.hidden_rows),))
+        _check_range("hidden_rows", batch.hidden_rows, tokens)
     past = _check_positions(batch, tokens, sequences)
     groups: tuple[StepBatch | GroupTables, ...] = (batch, *batch.others)
     for tables, pages, window in zip(groups, num_pages, windows, strict=True):

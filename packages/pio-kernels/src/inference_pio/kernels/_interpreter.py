@@ -45,6 +45,9 @@ class Interpreter:
             always, never, or for the products with the matrices named.
         dtype: What is computed in: float32, or float64.
 
+    Attributes:
+        hidden_size: ``E``.
+
     Raises:
         ValueError: A layer of the program is in no group, or a parameter is missing.
     """
@@ -65,6 +68,8 @@ class Interpreter:
         if missing:
             raise ValueError(f"the program needs parameters that are not given: {', '.join(sorted(missing))}")
         self._program = program
+        self.hidden_size = program.hidden_size
+        self._hidden = np.empty((0, self.hidden_size), dtype=np.float32)
         self._values = {name: np.asarray(parameters[name], dtype=dtype) for name in program.parameters}
         self._dtype = dtype
         self._kv_format = kv_format
@@ -94,10 +99,16 @@ class Interpreter:
                 self._run(op, buffers, batch)
         head = self._program.ops[-1]
         assert isinstance(head, Head)
+        wanted = batch.logit_rows[:0] if batch.hidden_rows is None else batch.hidden_rows
+        self._hidden = self._norm(head.norm, buffers[head.input][wanted]).astype(np.float32)
         logits = head.scale * self._product(head.weight, head.norm, buffers[head.input][batch.logit_rows])
         if head.softcap > 0:
             logits = head.softcap * np.tanh(logits / head.softcap)
         return logits.astype(np.float32)
+
+    def hidden_states(self) -> NDArray[np.float32]:
+        """What the head reads, (rows, E): after its norm, of the ``hidden_rows`` of the latest step."""
+        return self._hidden
 
     def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy pages of ``group`` in every layer of it, as if one after the other in this order."""

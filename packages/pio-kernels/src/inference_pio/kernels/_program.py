@@ -250,6 +250,13 @@ class Program:
         _refuse_two_shapes(self.ops, self.buffers, self.vocab_size)
 
     @property
+    def hidden_size(self) -> int:
+        """``E``, the width of what the head reads."""
+        head = self.ops[-1]
+        assert isinstance(head, Head)
+        return self.buffers[head.input]
+
+    @property
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Shape of each parameter by name: matrices (rows, columns), those of experts (num_experts, rows, columns)."""
         return {name: shape for op in self.ops for name, shape in _uses(op, self.buffers, self.vocab_size)}

@@ -77,6 +77,7 @@ class Runtime:
     Attributes:
         isa: Name of the instruction set.
         threads: How many threads compute.
+        hidden_size: ``E``.
 
     Raises:
         DoesNotFitError: There is no memory for the cache or the intermediate rows, or numbers are beyond all reason.
@@ -122,6 +123,9 @@ class Runtime:
         self._windows = _windows(program, layer_groups)
         self._native = NativeProgram(program, parameters, layers, max_tokens=max_tokens)
         self._logits = np.empty((0, program.vocab_size), dtype=np.float32)
+        self.hidden_size = program.hidden_size
+        self._hidden = np.empty((0, self.hidden_size), dtype=np.float32)
+        self._num_hidden = 0
         self._tables = (GroupTablesStruct * len(caches))()
         self._batch = BatchStruct(num_groups=len(caches), groups=ctypes.addressof(self._tables))
         self._isa_index = chosen.index
@@ -144,15 +148,19 @@ class Runtime:
     def step(self, batch: StepBatch) -> NDArray[np.float32]:
         """Logits (R, V) of the rows that ``batch`` asks for; keys and values of its tokens are stored.
 
-        The array is valid until the next step.
+        The array is valid until the next step, as is what :meth:`hidden_states` gives.
 
         Raises:
             ValueError: The batch is larger than ``max_tokens``, or an array of it is not what it should be.
         """
         handle = self._open()
         tokens, rows = len(batch.token_ids), len(batch.logit_rows)
-        if max(tokens, rows) > self._max_tokens:
-            raise ValueError(f"{tokens} tokens and {rows} logit rows, and the runtime was made for {self._max_tokens}")
+        hidden = 0 if batch.hidden_rows is None else len(batch.hidden_rows)
+        if max(tokens, rows, hidden) > self._max_tokens:
+            raise ValueError(
+                f"{tokens} tokens, {rows} logit rows and {hidden} hidden rows, and the runtime was made for "
+                f"{self._max_tokens}"
+            )
         check_batch(
             batch,
             vocab_size=self._vocab_size,
@@ -162,6 +170,9 @@ class Runtime:
         )
         if rows > len(self._logits):
             self._logits = np.empty((rows, self._vocab_size), dtype=np.float32)
+        if hidden > len(self._hidden):
+            self._hidden = np.empty((hidden, self.hidden_size), dtype=np.float32)
+        self._num_hidden = hidden
         logits = self._logits[:rows]
         if tokens == 0:
             return logits
@@ -173,6 +184,10 @@ class Runtime:
         native.sequence_lengths = _address(batch.seq_lens)
         native.logit_rows = _address(batch.logit_rows)
         native.logits = _address(self._logits)
+        native.num_hidden = hidden
+        if batch.hidden_rows is not None:
+            native.hidden_rows = _address(batch.hidden_rows)
+            native.hidden = _address(self._hidden)
         groups: tuple[StepBatch | GroupTables, ...] = (batch, *batch.others)
         for place, tables in zip(self._tables, groups, strict=True):
             place.block_tables = _address(tables.block_tables)
@@ -181,6 +196,10 @@ class Runtime:
         status = self._library.pio_runtime_step(handle, ctypes.addressof(native))
         assert status == 0, "the batch was checked"
         return logits
+
+    def hidden_states(self) -> NDArray[np.float32]:
+        """What the head reads, (rows, E): after its norm, of the ``hidden_rows`` of the latest step; until the next."""
+        return self._hidden[: self._num_hidden]
 
     def sample(self, logits: NDArray[np.float32], batch: SamplingBatch) -> NDArray[np.int64]:
         """The chosen token of each draw, (R,), -1 where no logit is finite or one is NaN.
