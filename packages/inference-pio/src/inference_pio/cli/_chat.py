@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 
 from inference_pio.cli._answer import as_object, collect, stream_text, tell_stats
 from inference_pio.cli._output import note, write_json
-from inference_pio.cli._settings import SAMPLING_KEYS, parse_value, sampling_params
+from inference_pio.cli._settings import SAMPLING_KEYS, parse_value
 from inference_pio.interfaces import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from inference_pio.cli._answer import Answer
+    from inference_pio.cli._chat_model import ChatModel
     from inference_pio.cli._settings import RunSettings
-    from inference_pio.core import LLM
-    from inference_pio.interfaces import SamplingParams
 
 HELP = '''\
 /help             this list
@@ -43,15 +42,15 @@ class Conversation:
     """Messages so far, and how the next answer is sampled.
 
     Args:
-        llm: The model.
+        model: What answers.
         run: Settings to start from.
         stats: Show statistics after each answer.
         as_json: Write each answer as one JSON document.
     """
 
-    def __init__(self, llm: LLM, run: RunSettings, *, stats: bool = False, as_json: bool = False) -> None:
+    def __init__(self, model: ChatModel, run: RunSettings, *, stats: bool = False, as_json: bool = False) -> None:
         self.messages: list[dict[str, str]] = []
-        self._llm = llm
+        self._model = model
         self._settings = run.settings
         self._system = run.settings.system
         self._said = dict(run.sampling)
@@ -59,9 +58,18 @@ class Conversation:
         self._as_json = as_json
         self.params()
 
-    def params(self) -> SamplingParams:
-        """The parameters of the next answer."""
-        return sampling_params(self._settings, self._said, self._llm.get_default_sampling_params())
+    @property
+    def stops_at_once(self) -> bool:
+        """Whether Ctrl-C need not wait for the next token."""
+        return self._model.stops_at_once
+
+    def params(self) -> dict[str, object]:
+        """How the next answer is sampled.
+
+        Raises:
+            InvalidRequestError: A value of the wrong type or out of bounds.
+        """
+        return self._model.parameters(self._settings, self._said)
 
     def ask(self, text: str, stop: Callable[[], bool]) -> Answer:
         """Answer ``text`` and remember both; a message that cannot be answered is forgotten.
@@ -71,15 +79,15 @@ class Conversation:
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         system = [{"role": "system", "content": self._system}] if self._system else []
-        stream = self._llm.chat_stream([*system, *messages], self.params())
+        stream = self._model.answer([*system, *messages], self._settings, self._said)
         if self._as_json:
             answer = collect(stream, stop=stop)
-            write_json(as_object(self._llm, answer))
+            write_json(as_object(self._model.described, answer))
         else:
             answer = stream_text(stream, stop=stop)
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         if self._stats:
-            tell_stats(self._llm, answer)
+            tell_stats(self._model.described, answer)
         return answer
 
     def command(self, line: str) -> bool:
@@ -130,9 +138,8 @@ class Conversation:
             raise InvalidRequestError(f"no parameter {key!r} that can change in a conversation", hint=hint)
 
     def _show(self) -> None:
-        params = self.params()
-        for key in sorted(SAMPLING_KEYS):
-            note(f"{key} = {getattr(params, key)}")
+        for key, value in self.params().items():
+            note(f"{key} = {value}")
         note(f"system = {self._system}")
 
 

@@ -24,10 +24,15 @@ _HISTORY_LINES = 1000
 
 
 class StopKey:
-    """Ctrl-C while the model answers: the first asks to stop, the second interrupts the program."""
+    """Ctrl-C while the model answers: the first asks to stop, the second interrupts the program.
 
-    def __init__(self) -> None:
+    Args:
+        at_once: Whether the first interrupts what is waited for, too.
+    """
+
+    def __init__(self, *, at_once: bool = False) -> None:
         self.presses = 0
+        self._at_once = at_once
 
     def __call__(self) -> bool:
         """Whether to stop."""
@@ -37,10 +42,10 @@ class StopKey:
         """Handle one Ctrl-C.
 
         Raises:
-            KeyboardInterrupt: It is the second.
+            KeyboardInterrupt: It is the second, or there is nothing to wait for.
         """
         self.presses += 1
-        if self.presses > 1:
+        if self.presses > 1 or self._at_once:
             raise KeyboardInterrupt
 
 
@@ -55,9 +60,9 @@ def plain_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def stop_key() -> Iterator[StopKey]:
+def stop_key(*, at_once: bool = False) -> Iterator[StopKey]:
     """Make Ctrl-C a stop key meanwhile."""
-    key = StopKey()
+    key = StopKey(at_once=at_once)
     before = signal.signal(signal.SIGINT, key.press)
     try:
         yield key

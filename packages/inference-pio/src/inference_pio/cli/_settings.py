@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from inference_pio.config import ResolvedSettings
 
 _SETTING_KEYS = frozenset(Settings.__struct_fields__)
-_SAMPLING_SETTINGS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
+SAMPLING_SETTINGS = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
 _CHOOSING = ("temperature", "top_k", "top_p", "min_p")
 _NOT_HERE = frozenset({"n", "logprobs", "prompt_logprobs"})  # one text is written, without candidates
 SAMPLING_KEYS = frozenset(field.name for field in dataclasses.fields(SamplingParams)) - _NOT_HERE
@@ -59,6 +59,11 @@ def resolve(flags: Mapping[str, object], assignments: Iterable[str] = (), stop: 
         else:
             sampling[key] = parse_value(value)
     return RunSettings(load_settings(flags=chosen), sampling)
+
+
+def said_on_the_command_line(run: RunSettings) -> list[str]:
+    """Settings that flags or ``--set`` gave."""
+    return [row.key for row in run.resolved.rows() if row.origin.startswith("flag")]
 
 
 def parse_assignment(text: str) -> tuple[str, str]:
@@ -126,7 +131,7 @@ def sampling_params(settings: Settings, extra: Mapping[str, object], recommended
     Raises:
         InvalidRequestError: A value of the wrong type or out of bounds.
     """
-    said = {name: getattr(settings, name) for name in _SAMPLING_SETTINGS if getattr(settings, name) is not None}
+    said = {name: getattr(settings, name) for name in SAMPLING_SETTINGS if getattr(settings, name) is not None}
     said.update(extra)
     neutral = SamplingParams()
     silent = all(getattr(recommended, name) == getattr(neutral, name) for name in _CHOOSING)

@@ -67,11 +67,12 @@ def command(
 
 
 def _start(llm: LLM, run: RunSettings, text: str, *, raw: bool) -> Stream:
+    from inference_pio.cli._answer import EngineStream
     from inference_pio.cli._settings import sampling_params
 
     params = sampling_params(run.settings, run.sampling, llm.get_default_sampling_params())
     if raw:
-        return llm.stream(text, params)
+        return EngineStream(llm.stream(text, params))
     system = run.settings.system
     messages = [{"role": "system", "content": system}] if system else []
-    return llm.chat_stream([*messages, {"role": "user", "content": text}], params)
+    return EngineStream(llm.chat_stream([*messages, {"role": "user", "content": text}], params))
