@@ -231,7 +231,15 @@ def test_a_closed_executor_says_so(tiny_checkpoint):
     from inference_pio.core.native_executor import NativeExecutor
 
     executor = NativeExecutor(
-        object(), sampler=None, cache_groups=(), page_size=16, max_model_len=8, dtype="F32", weight_bytes=0, summary=""
+        object(),
+        sampler=None,
+        cache_groups=(),
+        page_size=16,
+        max_model_len=8,
+        dtype="F32",
+        weight_bytes=0,
+        kv_cache_bytes=0,
+        summary="",
     )
     with pytest.raises(ValueError, match=r"no page of group 0 can move to host memory: \[1\] to \[2\]"):
         executor.swap_out(0, [1], [2])

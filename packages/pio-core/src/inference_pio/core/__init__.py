@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from inference_pio.core._draft_model import DraftModelProposer
     from inference_pio.core._drafting import Drafting
     from inference_pio.core._engine import Engine
+    from inference_pio.core._footprint import Footprint, plan_footprint
     from inference_pio.core._inspect import EncodingUse, ModelReport, inspect_model
     from inference_pio.core._llm import LLM
     from inference_pio.core._locate import LocatedModel, locate_model
@@ -50,6 +51,7 @@ _MODULES = MappingProxyType(
         "EncodingUse": "inference_pio.core._inspect",
         "Engine": "inference_pio.core._engine",
         "EngineMetrics": "inference_pio.core._metrics",
+        "Footprint": "inference_pio.core._footprint",
         "InstalledPlugin": "inference_pio.core._registry",
         "LocatedModel": "inference_pio.core._locate",
         "Logprob": "inference_pio.interfaces",
@@ -67,6 +69,7 @@ _MODULES = MappingProxyType(
         "inspect_model": "inference_pio.core._inspect",
         "locate_model": "inference_pio.core._locate",
         "open_checkpoint": "inference_pio.core._checkpoint",
+        "plan_footprint": "inference_pio.core._footprint",
     }
 )
 
@@ -83,6 +86,7 @@ __all__ = [
     "EncodingUse",
     "Engine",
     "EngineMetrics",
+    "Footprint",
     "InstalledPlugin",
     "LocatedModel",
     "Logprob",
@@ -100,6 +104,7 @@ __all__ = [
     "inspect_model",
     "locate_model",
     "open_checkpoint",
+    "plan_footprint",
 ]
 
 

@@ -53,6 +53,10 @@ class ModelExecutor(Executor, Protocol):
         """Size of the weights."""
 
     @property
+    def kv_cache_bytes(self) -> int:
+        """Size of the cache."""
+
+    @property
     def summary(self) -> str:
         """What runs how, in a few words."""
 

@@ -202,6 +202,11 @@ class LLM:
         return self._executor.weight_bytes
 
     @property
+    def kv_cache_bytes(self) -> int:
+        """Size of the cache."""
+        return self._executor.kv_cache_bytes
+
+    @property
     def max_model_len(self) -> int:
         """Tokens of prompt and continuation together."""
         return self._engine.limits.max_model_len

@@ -43,7 +43,8 @@ KV_FORMATS: dict[str, KVFormat] = {
 """Formats of keys and values by the names of ``kv_cache_dtype``."""
 PAGE_TOKENS = 32
 """Tokens per page. A page of 16 is a short run of memory: eight long sequences decode a tenth slower with those."""
-_KV_BYTES = {"f32": 4.0, "bf16": 2.0, "f16": 2.0, "int8": 1 + 4 / 32}  # int8 with a scale per head, 32 being the least
+KV_BYTES = {"f32": 4.0, "bf16": 2.0, "f16": 2.0, "int8": 1 + 4 / 32}
+"""Bytes of an element of the cache; int8 has a scale per head, and 32 is the smallest head."""
 
 
 class StepRuntime(Protocol):
@@ -67,6 +68,7 @@ class NativeExecutor:
         max_model_len: Tokens that one sequence may have.
         dtype: How the weights are kept, for people.
         weight_bytes: Size of the weights.
+        kv_cache_bytes: Size of the cache.
         summary: What runs how, in a few words.
     """
 
@@ -83,6 +85,7 @@ class NativeExecutor:
         max_model_len: int,
         dtype: str,
         weight_bytes: int,
+        kv_cache_bytes: int,
         summary: str,
     ) -> None:
         self._runtime: StepRuntime | None = runtime
@@ -92,6 +95,7 @@ class NativeExecutor:
         self.max_model_len = max_model_len
         self.dtype = dtype
         self.weight_bytes = weight_bytes
+        self.kv_cache_bytes = kv_cache_bytes
         self.summary = summary
 
     def step(self, batch: StepBatch) -> NDArray[np.float32]:
@@ -180,7 +184,7 @@ def build_native_executor(
     check_weights(checkpoint.name, stored_bytes, "tiles", available)
     plan = plan_cache(
         checkpoint.shape,
-        dtype_bytes=_KV_BYTES[kv_format],
+        dtype_bytes=KV_BYTES[kv_format],
         budget=cache_budget(kv_cache_bytes, available - stored_bytes, share=HOST_SHARE, most=HOST_BYTES),
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
@@ -226,6 +230,7 @@ def build_native_executor(
         max_model_len=plan.max_model_len,
         dtype=formats,
         weight_bytes=parameters.nbytes,
+        kv_cache_bytes=runtime.nbytes,
         summary=f"native executor, {runtime.isa}, {team}, {formats} tiles, {kv_format} cache",
     )
 

@@ -72,6 +72,7 @@ class TorchExecutor:
     @torch.inference_mode()
     def step(self, batch: StepBatch) -> object:
         """Run the model over ``batch``; see :class:`inference_pio.interfaces.Executor`.
+        self.kv_cache_bytes = cache.nbytes
 
         Returns:
             Logits float32 (R, V): a NumPy array on CPU, a tensor on any other device.
@@ -229,6 +230,19 @@ def _cache_budget(asked: int | None, free: int, device: torch.device) -> int:
     if device.type == "cpu":
         return cache_budget(asked, free, share=HOST_SHARE, most=HOST_BYTES)
     return cache_budget(asked, free, share=DEVICE_SHARE)
+
+
+def choose_dtypes(
+    checkpoint: Checkpoint, dtype: str, kv_cache_dtype: str, device: str
+) -> tuple[torch.dtype, torch.dtype]:
+    """What :func:`build_torch_executor` takes for weights, and for keys and values.
+
+    Raises:
+        InvalidRequestError: An unknown dtype or device.
+        MissingDependencyError: The device is not there.
+    """
+    chosen = _dtype(checkpoint, dtype, _device(device))
+    return chosen, chosen if kv_cache_dtype == "auto" else KV_DTYPES[kv_cache_dtype]
 
 
 def _device(name: str) -> torch.device:

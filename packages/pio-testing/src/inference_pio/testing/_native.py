@@ -116,6 +116,7 @@ def _executor(
         max_model_len=max_model_len,
         dtype="F32",
         weight_bytes=parameters.nbytes,
+        kv_cache_bytes=runtime.nbytes,
         summary="native executor under test",
     )
 
