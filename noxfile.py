@@ -59,6 +59,14 @@ def boundaries(session: nox.Session) -> None:
 
 
 @nox.session
+def fragments(session: nox.Session) -> None:
+    """That every change that ships has a fragment, since a base: ``-- BASE``, origin/main unless said otherwise."""
+    session.install("packaging>=24")
+    base = ["--base", *session.posargs] if session.posargs else []
+    session.run("python", "tools/check_fragments.py", *base)
+
+
+@nox.session
 def types(session: nox.Session) -> None:
     """Strict types, in every distribution and in the tools."""
     third_party = _requirements(session, "third-party.txt", _export("--all-packages", "--no-emit-workspace"))

@@ -98,15 +98,16 @@ def _bounded_to_one_minor(requirement: Requirement) -> bool:
     bounds = {specifier.operator: Version(specifier.version) for specifier in requirement.specifier}
     if bounds.keys() != {">=", "<"} or len(list(requirement.specifier)) != len(bounds):
         return False
-    return str(bounds["<"]) == _next_minor(bounds[">="])
+    return str(bounds["<"]) == next_minor(bounds[">="])
 
 
 def _bound(version: str) -> str:
     parsed = Version(version)
-    return f">={parsed.major}.{parsed.minor},<{_next_minor(parsed)}"
+    return f">={parsed.major}.{parsed.minor},<{next_minor(parsed)}"
 
 
-def _next_minor(version: Version) -> str:
+def next_minor(version: Version) -> str:
+    """The lowest version that may break who works with ``version``, as a bound writes it."""
     return f"0.{version.minor + 1}" if version.major == 0 else str(version.major + 1)
 
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-FRAGMENT_TYPES = ("added", "changed", "fixed", "removed")
+FRAGMENT_TYPES = ("added", "changed", "dependencies", "fixed", "removed")
+FRAGMENT = re.compile(rf"[^.]+\.({'|'.join(FRAGMENT_TYPES)})(?:\.\d+)?\.md")
 
-_FRAGMENT = re.compile(rf"[^.]+\.({'|'.join(FRAGMENT_TYPES)})(\.\d+)?\.md")
 _REQUIRED_FILES = ("README.md", "CHANGELOG.md", "LICENSE")
 _WHEEL_PACKAGES = [f"src/{NAMESPACE}"]
 
@@ -117,17 +117,20 @@ def check_fragments(member: Member, _: Workspace) -> Iterator[Problem]:
     folder = member.folder / "changelog.d"
     fragments = [path for path in sorted(folder.glob("*")) if path.name != ".gitignore"] if folder.is_dir() else []
     for path in fragments:
-        if not _FRAGMENT.fullmatch(path.name):
+        if not FRAGMENT.fullmatch(path.name):
             yield Problem(path, "not named like a fragment", f"<id>.<{'|'.join(FRAGMENT_TYPES)}>.md")
         elif not path.read_text(encoding="utf-8").strip():
             yield Problem(path, "empty", "say in a line what changes for a user")
-    changelog = member.folder / "CHANGELOG.md"
-    released = changelog.is_file() and re.search(
-        rf"^## .*{re.escape(member.version)}\b", changelog.read_text(encoding="utf-8"), re.MULTILINE
-    )
-    if not released and not fragments:
+    if not is_released(member) and not fragments:
         what = f"no fragment, and CHANGELOG.md has no entry for {member.version}"
         yield Problem(folder, what, "add <id>.added.md with what this version brings")
+
+
+def is_released(member: Member) -> bool:
+    """Whether the changelog has an entry for the version that is declared: it is out, or about to be."""
+    changelog = member.folder / "CHANGELOG.md"
+    heading = rf"^## (?:.*\s)?{re.escape(member.version)}(?!\S)"
+    return changelog.is_file() and bool(re.search(heading, changelog.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def check_manifest(member: Member, _: Workspace) -> Iterator[Problem]:

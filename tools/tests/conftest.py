@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from pathlib import Path
 
@@ -69,4 +70,59 @@ def toy(tmp_path):
     workspace.add("pio-base")
     workspace.add("pio-top", dependencies=["pio-base>=0.1,<0.2"])
     workspace.add("pio-side", test=["pytest>=8.4", "pio-base>=0.1,<0.2"])
+    return workspace
+
+
+class ReleasedToy(Toy):
+    """A toy workspace under git, each distribution of which is out as 0.1.0."""
+
+    def git(self, *arguments):
+        """What git prints, run as somebody."""
+        identity = ["-c", "user.name=T", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+        command = ["git", *identity, *arguments]
+        return subprocess.run(command, cwd=self.root, check=True, capture_output=True, text=True).stdout
+
+    def commit(self, message):
+        """Commit everything."""
+        self.git("add", "--all")
+        self.git("commit", f"--message={message}")
+
+    def tag(self, name, version="0.1.0"):
+        """Make the tree as it is the release ``version`` of ``name``."""
+        self.git("add", "--all")
+        self.git("commit", "--allow-empty", f"--message=release {name} {version}")
+        self.git("tag", "--force", f"{name}-v{version}")
+
+    def release(self, name, version):
+        """Write ``version`` into ``name``, and make that a release."""
+        path = f"packages/{name}/pyproject.toml"
+        text = (self.root / path).read_text(encoding="utf-8")
+        before = text.partition('\nversion = "')[2].partition('"')[0]
+        self.replace(path, f'\nversion = "{before}"', f'\nversion = "{version}"')
+        mark = "<!-- releases, newest first -->\n"
+        self.replace(f"packages/{name}/CHANGELOG.md", mark, f"{mark}\n## {version} (2026-01-02)\n\n- It.\n")
+        self.tag(name, version)
+
+
+@pytest.fixture
+def released(toy):
+    """The toy workspace with a first release of everything, towncrier configured, and nothing waiting."""
+    workspace = ReleasedToy(toy.root)
+    root = (toy.root / "pyproject.toml").read_text(encoding="utf-8")
+    shared = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    towncrier = shared[shared.index("[tool.towncrier]") : shared.index("# Who may import whom")]
+    head, mark, sources = root.partition("[tool.uv.sources]")
+    workspace.write(
+        "pyproject.toml",
+        f'{head}version = "0"\n{towncrier}\n[tool.uv]\npackage = false\nexclude-newer = "2026-11-15T00:00:00Z"\n'
+        f'[tool.uv.workspace]\nmembers = ["packages/*"]\n{mark}{sources}',
+    )
+    workspace.write(".gitignore", "uv.lock\n__pycache__/\n")
+    for name in ("pio-base", "pio-side", "pio-top"):
+        (toy.root / f"packages/{name}/changelog.d/initial.added.md").unlink()
+        mark = "<!-- releases, newest first -->"
+        workspace.write(f"packages/{name}/CHANGELOG.md", f"# Changelog\n\n{mark}\n\n## 0.1.0 (2026-01-01)\n\n- It.\n")
+    workspace.git("init", "--initial-branch=main")
+    for name in ("pio-base", "pio-side", "pio-top"):
+        workspace.tag(name)
     return workspace
