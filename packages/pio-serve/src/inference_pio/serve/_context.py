@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
 _KEY = "inference_pio"
+CROWDED = "inference_pio.crowded"
+"""Set in the state of a request's scope where as many connections are open as may."""
 ANONYMOUS = "anonymous"
 """Who asks where no key is set."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from inference_pio.interfaces import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _PARAM = re.compile(r"([a-z_]+)(?:\[[^]]*\])? must ")
 # How the core begins what it says of a form that became too complex, or led nowhere, within a text.
@@ -140,6 +141,38 @@ def as_api_error(error: PioError) -> ApiError:
     if isinstance(error, EngineError):
         return ApiError(500, "the engine failed on this request", kind="server_error", code="engine_error")
     return internal_error()
+
+
+@contextmanager
+def named_as(names: Mapping[str, str]) -> Iterator[None]:
+    """Have errors name parameters as the client does, where its endpoint speaks through another's.
+
+    Args:
+        names: From the names that the endpoint within uses to the client's.
+
+    Raises:
+        ApiError: What was raised within, renamed.
+        PioError: What was raised within and is no fault of the request.
+    """
+    try:
+        yield
+    except ApiError as error:
+        raise _renamed(error, names) from error
+    except PioError as error:
+        known = as_api_error(error)
+        if known.status >= 500:
+            raise
+        raise _renamed(known, names) from error
+
+
+def _renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
+    match = None if error.param is None else re.match(r"\w+", error.param)
+    if error.param is None or match is None or match[0] not in names:
+        return error
+    old, new = match[0], names[match[0]]
+    message = re.sub(rf"{old}\b", new, error.message, count=1) if error.message.startswith(old) else error.message
+    param = new + error.param[len(old) :]
+    return ApiError(error.status, message, kind=error.kind, param=param, code=error.code, headers=error.headers)
 
 
 def _param_of(message: str) -> str | None:

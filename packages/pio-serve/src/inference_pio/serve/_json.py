@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 from starlette.responses import Response
 
-from inference_pio.serve._errors import ApiError, error_body, invalid
+from inference_pio.serve._errors import invalid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from inference_pio.serve._errors import ApiError
 
 Wire = TypeVar("Wire", bound=msgspec.Struct)
 
@@ -30,11 +32,6 @@ def encode(value: object) -> bytes:
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A reply that holds ``value``."""
     return Response(encode(value), status, dict(headers or {}), media_type="application/json")
-
-
-def error_response(error: ApiError) -> Response:
-    """The reply that tells ``error``."""
-    return json_response(error_body(error), error.status, error.headers)
 
 
 def decode(kind: type[Wire], body: bytes) -> Wire:

@@ -154,6 +154,5 @@ def _config(settings: ServeSettings, state: ServerState) -> uvicorn.Config:
         proxy_headers=False,
         timeout_keep_alive=int(bounds.idle_s),
         timeout_graceful_shutdown=_LAST_WORDS_S,
-        limit_concurrency=bounds.connections,
         loop="asyncio" if sys.platform == "win32" else "auto",
     )

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from functools import wraps
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from inference_pio.interfaces import PioError
-from inference_pio.serve._errors import ApiError, as_api_error
-from inference_pio.serve._json import json_response
-from inference_pio.serve._outermost import log_failure
-from inference_pio.serve._sse import frame
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-    from typing import Any
-
-    from starlette.types import ASGIApp
-
-    from inference_pio.serve._call import Call
+    from inference_pio.serve._errors import ApiError
 
 _TYPES = MappingProxyType(
     {
@@ -52,37 +40,17 @@ class MessageErrorBody(msgspec.Struct, kw_only=True):
     Attributes:
         type: ``"error"``.
         error: The error.
+        request_id: Of the request, as in the reply's headers.
     """
 
     type: str = "error"
     error: MessageErrorObject
+    request_id: str
 
 
-def message_error_frame(error: ApiError) -> bytes:
-    """``error`` as one event."""
-    return b"event: error\n" + frame(_body(error))
-
-
-def in_message_shape(
-    handler: Callable[[Call], Coroutine[Any, Any, ASGIApp]],
-) -> Callable[[Call], Coroutine[Any, Any, ASGIApp]]:
-    """``handler``, with the errors that it raises told as Anthropic's clients know them."""
-
-    @wraps(handler)
-    async def told(call: Call) -> ASGIApp:
-        try:
-            return await handler(call)
-        except ApiError as error:
-            known = error
-        except PioError as error:
-            known = as_api_error(error)
-            if known.status >= 500:
-                log_failure(call.request_id, error)
-        return json_response(_body(known), known.status, known.headers)
-
-    return told
-
-
-def _body(error: ApiError) -> MessageErrorBody:
+def message_error_body(error: ApiError, request_id: str) -> MessageErrorBody:
+    """The body of a reply, or of an event."""
     other = "invalid_request_error" if error.status < 500 else "api_error"
-    return MessageErrorBody(error=MessageErrorObject(_TYPES.get(error.status, other), error.message))
+    return MessageErrorBody(
+        error=MessageErrorObject(_TYPES.get(error.status, other), error.message), request_id=request_id
+    )

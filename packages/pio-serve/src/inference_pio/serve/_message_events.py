@@ -2,6 +2,8 @@
 
 import msgspec
 
+from inference_pio.serve._errors import ApiError
+from inference_pio.serve._message_errors import message_error_body
 from inference_pio.serve._message_types import Message, MessageUsage, TextBlock, ThinkingBlock, ToolUseBlock
 from inference_pio.serve._sse import frame
 
@@ -116,3 +118,8 @@ def event_frame(event: Event) -> bytes:
     tag = type(event).__struct_config__.tag
     assert isinstance(tag, str)
     return b"event: " + tag.encode() + b"\n" + frame(event)
+
+
+def error_event(error: ApiError, request_id: str) -> bytes:
+    """``error`` as the event that ends a stream."""
+    return b"event: error\n" + frame(message_error_body(error, request_id))

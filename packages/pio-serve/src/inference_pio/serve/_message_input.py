@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -32,6 +33,17 @@ if TYPE_CHECKING:
         MessageToolChoice,
         ResultPart,
     )
+
+CHAT_NAMES = MappingProxyType(
+    {
+        "max_completion_tokens": "max_tokens",
+        "stop": "stop_sequences",
+        "response_format": "output_config.format",
+        "reasoning_effort": "output_config.effort",
+        "chat_template_kwargs": "thinking",
+    }
+)
+"""What the parameters of chat completions are called here."""
 
 
 def as_chat_request(request: CountRequest) -> ChatRequest:

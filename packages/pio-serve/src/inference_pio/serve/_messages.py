@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,9 +13,9 @@ from inference_pio.serve import _message_events as events
 from inference_pio.serve._chat import begin
 from inference_pio.serve._choice_reader import ReasoningText
 from inference_pio.serve._conversation import render
+from inference_pio.serve._errors import named_as
 from inference_pio.serve._json import json_response
-from inference_pio.serve._message_errors import in_message_shape, message_error_frame
-from inference_pio.serve._message_input import as_chat_request
+from inference_pio.serve._message_input import CHAT_NAMES, as_chat_request
 from inference_pio.serve._message_types import (
     CountRequest,
     Message,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from inference_pio.serve._models import ServedModel
 
 
-@in_message_shape
 async def messages(call: Call) -> ASGIApp:
     """Answer a conversation.
 
@@ -49,18 +49,19 @@ async def messages(call: Call) -> ASGIApp:
     """
     request = call.read(MessageRequest)
     model = call.server.models.get(request.model)
-    answer = MessageAnswer(await begin(call, model, as_chat_request(request)), model)
+    chat = as_chat_request(request)
+    with named_as(CHAT_NAMES):
+        answer = MessageAnswer(await begin(call, model, chat), model)
     if request.stream:
         return EventStream(
             answer.frames(),
             keep_alive_s=call.server.settings.keep_alive_s,
             end=b"",
-            describe=message_error_frame,
+            describe=partial(events.error_event, request_id=call.request_id),
         )
     return json_response(await answer.whole())
 
 
-@in_message_shape
 async def count_tokens(call: Call) -> ASGIApp:
     """How many tokens a conversation has, as the model would see it.
 
@@ -71,13 +72,14 @@ async def count_tokens(call: Call) -> ASGIApp:
     request = call.read(CountRequest)
     model = call.server.models.get(request.model)
     chat = as_chat_request(request)
-    prompt = await render(
-        model,
-        call.server.settings,
-        chat.messages,
-        tools=None if chat.tool_choice == "none" else chat.tools,
-        template_kwargs=chat.chat_template_kwargs,
-    )
+    with named_as(CHAT_NAMES):
+        prompt = await render(
+            model,
+            call.server.settings,
+            chat.messages,
+            tools=None if chat.tool_choice == "none" else chat.tools,
+            template_kwargs=chat.chat_template_kwargs,
+        )
     return json_response(TokenCount(len(prompt.token_ids)))
 
 

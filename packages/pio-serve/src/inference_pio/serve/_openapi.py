@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from inference_pio.serve._auth import OPEN_PATHS
+from inference_pio.serve._error_reply import speaks_messages
 from inference_pio.serve._errors import ErrorBody
 from inference_pio.serve._json import encode, json_response
+from inference_pio.serve._message_errors import MessageErrorBody
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -48,7 +50,8 @@ async def show_openapi(_call: Call) -> Response:
 @cache
 def openapi_document(routes: tuple[ApiRoute, ...]) -> dict[str, Any]:
     """The document of ``routes``, as OpenAPI 3.1."""
-    types = {kind for route in routes for kind in (route.request, route.reply) if kind is not None} | {ErrorBody}
+    types: set[type[msgspec.Struct]] = {ErrorBody, MessageErrorBody}
+    types |= {kind for route in routes for kind in (route.request, route.reply) if kind is not None}
     ordered = sorted(types, key=lambda kind: kind.__name__)
     schemas, components = msgspec.json.schema_components(ordered, ref_template=_REFERENCE)
     by_type = dict(zip(ordered, schemas, strict=True))
@@ -78,6 +81,7 @@ def _operation(route: ApiRoute, by_type: dict[type[msgspec.Struct], dict[str, An
     if route.streams:
         answers["text/event-stream"] = {"schema": {"type": "string"}}
     content = {"content": answers} if answers else {}
+    error = by_type[MessageErrorBody if speaks_messages({"path": route.path}) else ErrorBody]
     operation: dict[str, Any] = {
         "operationId": _operation_id(route),
         "summary": route.summary,
@@ -86,7 +90,7 @@ def _operation(route: ApiRoute, by_type: dict[type[msgspec.Struct], dict[str, An
             **{
                 status: {
                     "description": text,
-                    "content": {"application/json": {"schema": by_type[ErrorBody]}},
+                    "content": {"application/json": {"schema": error}},
                 }
                 for status, text in _ERRORS.items()
             },

@@ -11,9 +11,9 @@ import traceback
 from typing import TYPE_CHECKING
 
 from inference_pio.interfaces import PioError
-from inference_pio.serve._context import RequestContext, attach, context_of, header
-from inference_pio.serve._errors import ApiError, as_api_error, internal_error
-from inference_pio.serve._json import error_response
+from inference_pio.serve._context import CROWDED, RequestContext, attach, context_of, header
+from inference_pio.serve._error_reply import error_reply, speaks_messages
+from inference_pio.serve._errors import ApiError, as_api_error, internal_error, unavailable
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,6 +41,9 @@ class Outermost:
         # Ids of clients go into logs, so only plain ones are taken over.
         request_id = given.decode() if given is not None and _ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         attach(scope, RequestContext(request_id=request_id))
+        named = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        if speaks_messages(scope):
+            named.append((b"request-id", request_id.encode()))
         started = time.perf_counter()
         status = 0
 
@@ -48,21 +51,18 @@ class Outermost:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", request_id.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
+                message["headers"] = [*message.get("headers", ()), *named]
             await send(message)
 
         try:
+            _refuse_crowds(scope)
             await self._app(scope, receive, send_named)
         except ApiError as error:
             if status == 0:
-                await error_response(error)(scope, receive, send_named)
+                await error_reply(scope, error)(scope, receive, send_named)
         except asyncio.CancelledError:
             if status == 0:
-                await error_response(internal_error())(scope, receive, send_named)
+                await error_reply(scope, internal_error())(scope, receive, send_named)
             raise
         except Exception as error:
             known = as_api_error(error) if isinstance(error, PioError) else internal_error()
@@ -70,7 +70,7 @@ class Outermost:
                 log_failure(request_id, error)
             if status != 0:
                 raise  # ends the connection, which is all that can still be said
-            await error_response(known)(scope, receive, send_named)
+            await error_reply(scope, known)(scope, receive, send_named)
         finally:
             ACCESS.info(
                 "%s %s %d %.1f ms %s key=%s",
@@ -82,6 +82,13 @@ class Outermost:
                 request_id,
                 context_of(scope).key_id,
             )
+
+
+def _refuse_crowds(scope: Scope) -> None:
+    if CROWDED in scope.get("state", ()):
+        error = unavailable("as many connections are open as may; try again shortly", "too_many_connections")
+        error.headers["connection"] = "close"
+        raise error
 
 
 def log_failure(request_id: str, error: BaseException) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import socket
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from inference_pio.serve._context import CROWDED
+from inference_pio.serve._errors import ApiError, error_body
+from inference_pio.serve._json import encode
 
 if TYPE_CHECKING:
     import asyncio
@@ -13,10 +18,8 @@ if TYPE_CHECKING:
     from inference_pio.serve._settings import Bounds
 
 _WRITE_BUFFER = 32 * 1024
-_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n"
-    b'{"error":{"message":"the headers are too large","type":"invalid_request_error","param":null,"code":"too_large"}}'
-)
+_NO_HTTP = ApiError(400, "this is no HTTP request", code="invalid_http")
+_TOO_LARGE = ApiError(431, "the headers are too large", code="too_large")
 
 
 def bounded_protocol(bounds: Bounds) -> type[HttpToolsProtocol]:
@@ -57,8 +60,16 @@ def bounded_protocol(bounds: Bounds) -> type[HttpToolsProtocol]:
             self._await_head()
             self._head_bytes += len(data)
             if self._head_bytes > bounds.header_bytes:
-                self.transport.write(_TOO_LARGE)
-                self.transport.close()
+                self._refuse(_TOO_LARGE)
+
+        def on_headers_complete(self) -> None:
+            # The layers answer it as they do every other, which counts it and names it in the log.
+            if max(len(self.connections), len(self.tasks)) >= bounds.connections:
+                self.scope["state"][CROWDED] = True
+            super().on_headers_complete()
+
+        def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words, in plain text
+            self._refuse(_NO_HTTP)
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
@@ -72,6 +83,17 @@ def bounded_protocol(bounds: Bounds) -> type[HttpToolsProtocol]:
         def resume_writing(self) -> None:
             self._reader_is_back()
             super().resume_writing()
+
+        def _refuse(self, error: ApiError) -> None:
+            """Answer what never became a request. Its path is not known, so the shape is OpenAI's."""
+            if self.cycle is None or self.cycle.response_complete:
+                body = encode(error_body(error))
+                head = (
+                    f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\ncontent-type: application/json\r\n"
+                    f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+                )
+                self.transport.write(head.encode() + body)
+            self.transport.close()  # within another reply, words of this one would be part of that
 
         def _await_head(self) -> None:
             if self._head_timer is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from inference_pio.serve._chat_types import (
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
     from inference_pio.serve._response_types import InputItem, ResponseRequest, ResponseTool
 
 LOGPROBS = "message.output_text.logprobs"
+CHAT_NAMES = MappingProxyType(
+    {
+        "messages": "input",
+        "max_tokens": "max_output_tokens",
+        "max_completion_tokens": "max_output_tokens",
+        "logprobs": "top_logprobs",
+        "response_format": "text.format",
+        "reasoning_effort": "reasoning.effort",
+    }
+)
+"""What the parameters of chat completions are called here."""
 _TEXT_PARTS = frozenset({"input_text", "output_text", "text", "reasoning_text", "summary_text"})
 
 

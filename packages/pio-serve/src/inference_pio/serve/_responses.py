@@ -12,9 +12,10 @@ from inference_pio.processing import TextDelta
 from inference_pio.serve import _response_events as events
 from inference_pio.serve._chat import begin, new_call_id
 from inference_pio.serve._choice_reader import ReasoningText
+from inference_pio.serve._errors import named_as
 from inference_pio.serve._json import json_response
 from inference_pio.serve._logprobs import chat_logprob, names_token
-from inference_pio.serve._response_input import as_chat_request, wants_logprobs_of
+from inference_pio.serve._response_input import CHAT_NAMES, as_chat_request, wants_logprobs_of
 from inference_pio.serve._response_types import (
     IncompleteDetails,
     InputDetails,
@@ -58,7 +59,9 @@ async def responses(call: Call) -> ASGIApp:
     """
     request = call.read(ResponseRequest)
     model = call.server.models.get(request.model)
-    answer = ResponseAnswer(await begin(call, model, as_chat_request(request)), model, request)
+    chat = as_chat_request(request)
+    with named_as(CHAT_NAMES):
+        answer = ResponseAnswer(await begin(call, model, chat), model, request)
     if request.stream:
         return EventStream(
             answer.frames(),
