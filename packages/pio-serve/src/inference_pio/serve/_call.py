@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
@@ -13,6 +14,8 @@ from inference_pio.serve._json import decode
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from inference_pio.serve._models import ServedModel
+    from inference_pio.serve._open_requests import OpenRequest
     from inference_pio.serve._server_state import ServerState
 
 Wire = TypeVar("Wire", bound=msgspec.Struct)
@@ -29,6 +32,7 @@ class Call:
         body: Its body.
         path_params: What its path names.
         query: Its query string.
+        open: What whoever runs the server sees of it.
         cleanup: Closed once the reply was sent or its reader has gone, whatever happened.
     """
 
@@ -38,7 +42,13 @@ class Call:
     body: bytes
     path_params: Mapping[str, str]
     query: bytes
+    open: OpenRequest
     cleanup: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def time_left_s(self) -> float:
+        """Seconds until it has taken as long as a request may; at least a millisecond."""
+        return max(self.open.started + self.server.settings.bounds.request_s - time.monotonic(), 0.001)
 
     def read(self, kind: type[Wire]) -> Wire:
         """The body as a request of type ``kind``.
@@ -47,3 +57,13 @@ class Call:
             ApiError: 400, it is none.
         """
         return decode(kind, self.body)
+
+    async def model(self, name: str | None) -> ServedModel:
+        """The model called ``name``, or the only one: loaded first if need be, and kept until the reply was sent.
+
+        Raises:
+            ApiError: There is none of this name, or it cannot be had now.
+        """
+        lease = self.server.models.lease(name, timeout_s=self.time_left_s)
+        self.open.model = lease.name
+        return await self.cleanup.enter_async_context(lease)

@@ -60,7 +60,7 @@ async def chat_completions(call: Call) -> ASGIApp:
         PioError: The same, in the core's words.
     """
     request = call.read(ChatRequest)
-    model = call.server.models.get(request.model)
+    model = await call.model(request.model)
     answer = await begin(call, model, request)
     if request.stream:
         return EventStream(
@@ -94,7 +94,7 @@ async def begin(call: Call, model: ServedModel, request: ChatRequest) -> ChatAns
     engine_request = model.llm.make_request(
         {"prompt_token_ids": prompt.token_ids},
         params,
-        timeout_s=settings.bounds.request_s,
+        timeout_s=call.time_left_s,
         cache_salt=call.key_id,
     )
     generation = await call.cleanup.enter_async_context(Generation(call, model, [engine_request]))

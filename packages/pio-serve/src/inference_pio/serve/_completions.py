@@ -43,7 +43,7 @@ async def completions(call: Call) -> ASGIApp:
         PioError: The same, in the core's words.
     """
     request = call.read(CompletionRequest)
-    model = call.server.models.get(request.model)
+    model = await call.model(request.model)
     settings = call.server.settings
     prompts = await _prompts(request, model, settings.bounds.prompts)
     params = _params(call, model, request)
@@ -54,7 +54,7 @@ async def completions(call: Call) -> ASGIApp:
             model.llm.make_request(
                 {"prompt_token_ids": prompt.token_ids},
                 params,
-                timeout_s=settings.bounds.request_s,
+                timeout_s=call.time_left_s,
                 cache_salt=call.key_id,
             )
             for prompt in prompts

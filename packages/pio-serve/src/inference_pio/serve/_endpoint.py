@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from inference_pio.serve._call import Call
 from inference_pio.serve._context import context_of
+from inference_pio.serve._open_requests import OpenRequest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from inference_pio.serve._server_state import ServerState
-
-Result = TypeVar("Result")
 
 
 class Endpoint:
@@ -49,26 +48,31 @@ class Endpoint:
             body=context.body,
             path_params=scope.get("path_params", {}),
             query=scope["query_string"],
+            open=OpenRequest(request_id=context.request_id, key_id=context.key_id, path=scope["path"]),
         )
-        with self._server.admitted(context.key_id) if self._costs else nullcontext():
+        with self._server.admitted(call.open) if self._costs else nullcontext():
             async with call.cleanup:
-                reply = await until_disconnect(self._handler(call), receive)
+                reply = await self._reply(call, receive)
                 if reply is not None:
                     await reply(scope, receive, send)
 
+    async def _reply(self, call: Call, receive: Receive) -> ASGIApp | None:
+        """What the handler makes; None if the client went away first, with the handler cancelled and at its end.
 
-async def until_disconnect(work: Coroutine[Any, Any, Result], receive: Receive) -> Result | None:
-    """The result of ``work``; None if the client went away first, with ``work`` cancelled and at its end."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(disconnected(receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        return None
-    finally:
-        await end_task(task)
-        await end_task(gone)
+        Raises:
+            ApiError: What the handler raised, or the request was cancelled.
+        """
+        task = asyncio.ensure_future(self._handler(call))
+        call.open.on_cancel(task.cancel)
+        gone = asyncio.ensure_future(disconnected(receive))
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if task.cancelled():
+                call.open.check()
+            return task.result() if task.done() else None
+        finally:
+            await end_task(task)
+            await end_task(gone)
 
 
 async def disconnected(receive: Callable[[], Awaitable[object]]) -> None:

@@ -49,6 +49,8 @@ class Generation:
         except BaseException:  # cancellation too; it goes on up
             await self._close()
             raise
+        self._call.open.prompt_tokens += sum(len(request.prompt_token_ids) for request in self._requests)
+        self._call.open.on_cancel(self._abort)
         return self
 
     async def __aexit__(
@@ -61,16 +63,20 @@ class Generation:
 
         Raises:
             PioError: A request failed.
-            ApiError: The server stopped before a text was finished.
+            ApiError: The server stopped before a text was finished, or whoever runs it cancelled the request.
         """
+        seen = self._call.open
         if len(self._streams) == 1:
             async for event in self._streams[0]:
+                seen.tokens += event.token_id is not None
                 yield 0, event
         else:
             async for place, event in _merged(self._streams):
+                seen.tokens += event.token_id is not None
                 yield place, event
         for output in self.outputs():
             if any(one.finish_reason is FinishReason.ABORT for one in output.outputs):
+                seen.check()
                 raise unavailable("the server stopped before the answer was finished", "stopping")
 
     def outputs(self) -> list[RequestOutput]:
@@ -82,6 +88,10 @@ class Generation:
         found = self._streams[place].prompt_logprobs
         assert found is not None
         return found
+
+    def _abort(self) -> None:
+        for stream in self._streams:
+            self._model.engine.abort(stream.request_id)
 
     async def _close(self) -> None:
         for stream in self._streams:

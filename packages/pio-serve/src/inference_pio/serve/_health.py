@@ -46,21 +46,22 @@ async def livez(_call: Call) -> Response:
 
 
 async def health(call: Call) -> Response:
-    """Every engine answers.
+    """Every engine answers; models that are not loaded are no illness.
 
     Raises:
-        ApiError: 503: one does not, or a model is loading, or the server is stopping.
+        ApiError: 503: one does not, or the server is loading what it begins with, or it is stopping.
     """
     server = call.server
     if server.draining:
         raise unavailable("the server is stopping", "stopping")
-    if server.models.is_loading or not server.models.all():
+    if server.models.is_loading or not server.models.named():
         raise unavailable("the model is loading", "model_loading", retry_after_s=2)
-    try:
-        for model in server.models.all():
+    for model in server.models.all():
+        try:
             await model.engine.ping(timeout_s=ANSWER_S)
-    except EngineError as error:
-        raise unavailable("the engine has stopped or hangs", "engine_failed") from error
+        except EngineError as error:
+            if model in server.models.all():  # and was not unloaded meanwhile
+                raise unavailable("the engine has stopped or hangs", "engine_failed") from error
     return json_response(Status())
 
 

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from inference_pio.serve._app import create_app
+from inference_pio.serve._model_spec import spec_of
 from inference_pio.serve._protocol import bounded_protocol
 from inference_pio.serve._server_state import ServerState
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import FrameType
 
     from inference_pio.core import LLM
+    from inference_pio.serve._model_spec import ModelSpec
     from inference_pio.serve._models import ServedModel
     from inference_pio.serve._settings import ServeSettings
 
@@ -35,7 +37,8 @@ class PioServer(uvicorn.Server):
         name: What the model is called until it says its own name.
         load: Loads it; called in a thread.
         served_as: What requests call it; None for its own name.
-        on_ready: Called once the model is there, with the model and the address.
+        models: More models, or several in place of ``name``, ``load`` and ``served_as``.
+        on_ready: Called once models are there, for each with the model and the address.
         on_listening: Called once connections are taken, with the address.
 
     Attributes:
@@ -47,10 +50,11 @@ class PioServer(uvicorn.Server):
     def __init__(
         self,
         settings: ServeSettings,
-        name: str,
-        load: Callable[[], LLM],
+        name: str | None = None,
+        load: Callable[[], LLM] | None = None,
         *,
         served_as: str | None = None,
+        models: Sequence[ModelSpec] = (),
         on_ready: Callable[[ServedModel, str], None] | None = None,
         on_listening: Callable[[str], None] | None = None,
     ) -> None:
@@ -59,9 +63,11 @@ class PioServer(uvicorn.Server):
         self.failure: BaseException | None = None
         self.exit_signal: int | None = None
         self._settings = settings
-        self._load = load
-        self._name = name
-        self._served_as = served_as
+        self._specs = tuple(models)
+        if name is not None and load is not None:
+            self._specs = (spec_of(name, load, served_as=served_as), *self._specs)
+        if not self._specs:
+            raise ValueError("a server needs a model: its name and what loads it, or models")
         self._on_ready = on_ready
         self._on_listening = on_listening
         self._loading: asyncio.Task[None] | None = None
@@ -91,10 +97,11 @@ class PioServer(uvicorn.Server):
         await super().startup(sockets)
         if self._on_listening is not None:
             self._on_listening(self.address)
-        self._loading = asyncio.ensure_future(self._load_model())
+        self._loading = asyncio.ensure_future(self._load_models())
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to stop now."""
+        self.state.models.unload_idle()
         if self.state.draining and not self.should_exit:
             now = time.monotonic()
             if self._drain_until is None:
@@ -114,15 +121,16 @@ class PioServer(uvicorn.Server):
         await super().shutdown(sockets)
         await self.state.models.close()
 
-    async def _load_model(self) -> None:
+    async def _load_models(self) -> None:
         try:
-            model = await self.state.models.load(self._name, self._load, served_as=self._served_as)
+            loaded = await self.state.models.start(self._specs, self._settings.preload)
         except Exception as error:  # noqa: BLE001 - raised again by serve(), once the connections are closed
             self.failure = error
             self.should_exit = True
             return
         if self._on_ready is not None:
-            self._on_ready(model, self.address)
+            for model in loaded:
+                self._on_ready(model, self.address)
 
 
 def serve(server: PioServer) -> None:

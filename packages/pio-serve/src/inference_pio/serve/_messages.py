@@ -48,7 +48,7 @@ async def messages(call: Call) -> ASGIApp:
         PioError: The same, in the core's words.
     """
     request = call.read(MessageRequest)
-    model = call.server.models.get(request.model)
+    model = await call.model(request.model)
     chat = as_chat_request(request)
     with named_as(CHAT_NAMES):
         answer = MessageAnswer(await begin(call, model, chat), model)
@@ -70,7 +70,7 @@ async def count_tokens(call: Call) -> ASGIApp:
         PioError: The same, in the core's words.
     """
     request = call.read(CountRequest)
-    model = call.server.models.get(request.model)
+    model = await call.model(request.model)
     chat = as_chat_request(request)
     with named_as(CHAT_NAMES):
         prompt = await render(

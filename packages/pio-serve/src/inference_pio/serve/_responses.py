@@ -58,7 +58,7 @@ async def responses(call: Call) -> ASGIApp:
         PioError: The same, in the core's words.
     """
     request = call.read(ResponseRequest)
-    model = call.server.models.get(request.model)
+    model = await call.model(request.model)
     chat = as_chat_request(request)
     with named_as(CHAT_NAMES):
         answer = ResponseAnswer(await begin(call, model, chat), model, request)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from inference_pio.serve._errors import unavailable
 from inference_pio.serve._limits import KeyLimits
-from inference_pio.serve._models import ModelTable
+from inference_pio.serve._model_pool import ModelPool
+from inference_pio.serve._open_requests import OpenRequests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from inference_pio.serve._open_requests import OpenRequest
     from inference_pio.serve._settings import ServeSettings
 
 
@@ -25,19 +27,26 @@ class ServerState:
         settings: The same.
         models: The models.
         limits: What each key may have.
-        open: Requests that are being answered.
+        requests: Those that are being answered, of all that cost something.
         draining: Whether new requests are refused, because the server is about to stop.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
         self.settings = settings
-        self.models = ModelTable(settings.max_waiting)
+        self.models = ModelPool(
+            settings.max_waiting, budget=settings.memory_budget, unload_idle_s=settings.unload_idle_s
+        )
         self.limits = KeyLimits(settings.max_concurrent_per_key, settings.tokens_per_minute)
-        self.open = 0
+        self.requests = OpenRequests()
         self.draining = False
 
+    @property
+    def open(self) -> int:
+        """How many requests are being answered."""
+        return len(self.requests)
+
     @contextmanager
-    def admitted(self, key_id: str) -> Iterator[None]:
+    def admitted(self, request: OpenRequest) -> Iterator[None]:
         """A request that costs something is being answered.
 
         Raises:
@@ -47,9 +56,5 @@ class ServerState:
             error = unavailable("the server is stopping", "stopping")
             error.headers["connection"] = "close"
             raise error
-        with self.limits.opened(key_id):
-            self.open += 1
-            try:
-                yield
-            finally:
-                self.open -= 1
+        with self.limits.opened(request.key_id), self.requests.opened(request):
+            yield

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
 
 from inference_pio.interfaces import ConfigError
 from inference_pio.serve._keys import KeyRing
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
 MIB = 1024 * 1024
+Preload = Literal["first", "all", "none"]
+"""Which of several models are loaded before anyone asks for them."""
 
 TEMPLATE_KWARGS = frozenset({"enable_thinking", "thinking", "thinking_budget", "reasoning_effort", "preserve_thinking"})
 """Variables of chat templates that requests may set; none of them lets a request bring a template of its own."""
@@ -79,6 +86,11 @@ class ServeSettings:
         keep_alive_s: Seconds of silence in a stream after which a comment shows that the connection lives.
         drain_s: Seconds that running requests are given to finish once the server is told to stop.
         template_kwargs: Variables of the chat template that requests may set.
+        memory_budget: Bytes that weights and caches of all models may take together; None for no bound.
+        unload_idle_s: Seconds without a request after which a model is unloaded; None for never.
+        preload: Which models are loaded at the start; the others are when they are first asked for.
+        admin_socket: Path of the unix socket for whoever runs the server; None for none.
+        read_keys: Reads the keys anew, when whoever runs the server asks for it; None where they cannot change.
         bounds: How much of everything one connection or request may bring.
 
     Raises:
@@ -96,17 +108,31 @@ class ServeSettings:
     keep_alive_s: float = 15.0
     drain_s: float = 30.0
     template_kwargs: frozenset[str] = TEMPLATE_KWARGS
+    memory_budget: int | None = None
+    unload_idle_s: float | None = None
+    preload: Preload = "first"
+    admin_socket: Path | None = None
+    read_keys: Callable[[], KeyRing] | None = field(default=None, repr=False)
     bounds: Bounds = field(default_factory=Bounds)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must be between 0 and 65535, got {self.port}")
-        for name in ("max_waiting", "max_concurrent_per_key", "tokens_per_minute", "keep_alive_s"):
+        for name in (
+            "max_waiting",
+            "max_concurrent_per_key",
+            "tokens_per_minute",
+            "keep_alive_s",
+            "memory_budget",
+            "unload_idle_s",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} must be above 0, got {value!r}")
         if self.drain_s < 0:
             raise ConfigError(f"drain_s must not be negative, got {self.drain_s!r}")
+        if self.preload not in get_args(Preload):
+            raise ConfigError(f"preload must be one of {', '.join(get_args(Preload))}, got {self.preload!r}")
         if not self.keys and not self.insecure_no_auth and not is_loopback(self.host):
             raise ConfigError(
                 f"host {self.host!r} can be reached from other machines, and no API key is set",

@@ -23,7 +23,7 @@ async def tokenize(call: Call) -> Response:
         PioError: It cannot be tokenized.
     """
     request = call.read(TokenizeRequest)
-    model = call.server.models.get(request.model)
+    model = await call.model(request.model)
     tokenizer = model.llm.get_tokenizer()
     if (request.prompt is None) == (request.messages is None):
         raise invalid("give either prompt or messages", "prompt")
@@ -59,5 +59,5 @@ async def detokenize(call: Call) -> Response:
         InvalidRequestError: A token that the tokenizer does not have.
     """
     request = call.read(DetokenizeRequest)
-    tokenizer = call.server.models.get(request.model).llm.get_tokenizer()
+    tokenizer = (await call.model(request.model)).llm.get_tokenizer()
     return json_response(DetokenizedText(tokenizer.decode(request.tokens, skip_special_tokens=False)))
