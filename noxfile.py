@@ -38,6 +38,8 @@ nox.options.sessions = ["lint", "boundaries", "types", "tools", "docs", "tests"]
 MEMBERS = read_members(ROOT)
 EACH = [nox.param(name, id=member.name) for name, member in MEMBERS.items()]
 NO_TESTS_COLLECTED = 5
+TOOLS = ("griffe>=2.4", "packaging>=24")
+"""What tools/ imports."""
 SOURCES = os.pathsep.join(str(member.folder / "src") for member in MEMBERS.values())
 
 
@@ -73,9 +75,9 @@ def types(session: nox.Session) -> None:
     session.install(
         "-r",
         third_party,
+        *TOOLS,
         "mypy>=1.18",
         "nox>=2026.10",
-        "packaging>=24",
         "types-PyYAML>=6",
         "types-psutil>=7",
         "types-tqdm>=4.67",
@@ -89,7 +91,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tools(session: nox.Session) -> None:
     """Tests of the workspace's own tools."""
-    session.install("packaging>=24", "pytest>=8.4", "pytest-xdist>=3.8")
+    session.install(*TOOLS, "pytest>=8.4", "pytest-xdist>=3.8")
     session.run("pytest", "-c", "pyproject.toml", "tools/tests", *session.posargs)
 
 
