@@ -26,12 +26,14 @@ EMPTY = -1
 class HistoryExecutor:
     """Stores token ids where keys would go, and makes logits from the whole history read back through the pages.
 
-    A wrong slot, page, copy, position or length changes the history, and so every token that follows. A group with a
+    A wrong slot, page, copy, position or length changes the history, and so every token that follows, and every hidden
+    state: the logits are what its head would give. A group with a
     window holds the same tokens a second time, and only its last ones are read; a group of states holds a digest of the
     history per sequence, as a recurrent layer would. What does not agree with the history is an assertion error.
     """
 
     name = "history"
+    hidden_size = 5
 
     def __init__(self, groups: Sequence[CacheGroup], page_size: int) -> None:
         self.cache_groups = tuple(groups)
@@ -45,6 +47,8 @@ class HistoryExecutor:
         self.batch_sizes: list[int] = []
         self.fail_at: int | None = None
         self.nan_for: set[int] = set()
+        self.hidden_rows: list[int] = []
+        self.hidden = np.empty((0, self.hidden_size), dtype=np.float32)
 
     def step(self, batch: StepBatch) -> NDArray[np.float32]:
         if self.fail_at is not None and len(self.step_tokens) == self.fail_at:
@@ -61,7 +65,16 @@ class HistoryExecutor:
             sequence, position = int(sequence_of[row]), int(batch.positions[row])
             history = self._history(batch, sequence, position)
             logits[index] = np.nan if history[0] in self.nan_for else history_logits(history)
+        wanted = [] if batch.hidden_rows is None else batch.hidden_rows.tolist()
+        self.hidden_rows.append(len(wanted))
+        self.hidden = np.empty((len(wanted), self.hidden_size), dtype=np.float32)
+        for index, row in enumerate(wanted):
+            history = self._history(batch, int(sequence_of[row]), int(batch.positions[row]))
+            self.hidden[index] = np.nan if history[0] in self.nan_for else history_logits(history)[: self.hidden_size]
         return logits
+
+    def hidden_states(self) -> NDArray[np.float32]:
+        return self.hidden
 
     def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
         for source, target in zip(sources, targets, strict=True):

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING
 
 from inference_pio.core._bad_words import bad_word_sequences
 from inference_pio.core._beams import BeamSearch
+from inference_pio.core._pooling import Pool
 from inference_pio.core._sampler_state import SamplerState
 from inference_pio.core._sequence import RequestState, Sequence
 from inference_pio.core._structure import StructureCompiler
 from inference_pio.interfaces import (
     BeamSearchParams,
     InvalidRequestError,
+    PoolingParams,
     PromptTooLongError,
     SamplingParams,
+    UnsupportedError,
 )
 from inference_pio.processing import IncrementalDetokenizer
 
@@ -38,6 +41,7 @@ class EngineLimits:
         max_model_len: Tokens of prompt and continuation together.
         max_num_seqs: Sequences that run at once.
         logprobs: Whether log-probabilities may be asked for.
+        hidden_size: ``E``, where prompts may be embedded; None where they may not.
     """
 
     vocab_size: int
@@ -45,6 +49,7 @@ class EngineLimits:
     max_model_len: int
     max_num_seqs: int
     logprobs: bool = True
+    hidden_size: int | None = None
 
 
 class Admission:
@@ -76,11 +81,14 @@ class Admission:
 
         Raises:
             InvalidRequestError: It can never be served.
+            UnsupportedError: An embedding is asked for, and there are none.
         """
         self._check_prompt(request)
         now = time.perf_counter() if arrived is None else arrived
         if isinstance(request.params, BeamSearchParams):
             return self._build_beams(request, request.params, now)
+        if isinstance(request.params, PoolingParams):
+            return self._build_pool(request, request.params, now)
         return self._build_samples(request, request.params, now, structure)
 
     def compiler(self) -> StructureCompiler:
@@ -136,10 +144,26 @@ class Admission:
         state.sequences.append(first)
         return state
 
-    def _sequence(self, state: RequestState, index: int, max_length: int) -> Sequence:
+    def _build_pool(self, request: Request, params: PoolingParams, now: float) -> RequestState:
+        hidden_size = self.limits.hidden_size
+        if hidden_size is None:
+            raise UnsupportedError(
+                "there are no embeddings of this model: its plugin does not declare the capability 'embed', or its "
+                "executor hands out no hidden states",
+                hint="generate with it, or embed with another",
+            )
+        state = RequestState(request=request, arrived=now)
+        pool = Pool(params, state.prompt_length, hidden_size)
+        sequence = self._sequence(state, 0, state.prompt_length, reuse=not pool.reads_all)
+        sequence.pool = pool
+        state.sequences.append(sequence)
+        return state
+
+    def _sequence(self, state: RequestState, index: int, max_length: int, *, reuse: bool = True) -> Sequence:
         request = state.request
         tokens = list(request.prompt_token_ids)
-        pages = self._cache.open(tokens, salt=request.cache_salt, reuse=state.prompt_logprobs is None)
+        reuse = reuse and state.prompt_logprobs is None
+        pages = self._cache.open(tokens, salt=request.cache_salt, reuse=reuse)
         return Sequence(state=state, index=index, tokens=tokens, max_length=max_length, pages=pages)
 
     def _max_length(self, request: Request, max_tokens: int | None) -> int:
@@ -170,7 +194,13 @@ class Admission:
         if min(prompt) < 0 or max(prompt) >= limits.vocab_size:
             stray = next(token_id for token_id in prompt if not 0 <= token_id < limits.vocab_size)
             raise InvalidRequestError(f"token id {stray} is not in the vocabulary of {limits.vocab_size} tokens")
-        if len(prompt) >= limits.max_model_len:
+        if isinstance(request.params, PoolingParams):
+            if len(prompt) > limits.max_model_len:
+                raise PromptTooLongError(
+                    f"the prompt has {len(prompt)} tokens, and the context holds {limits.max_model_len}",
+                    hint="shorten it or embed it in parts, or raise max_model_len if the model allows it",
+                )
+        elif len(prompt) >= limits.max_model_len:
             raise PromptTooLongError(
                 f"the prompt has {len(prompt)} tokens, and the context holds {limits.max_model_len} with the answer",
                 hint="shorten the prompt, or raise max_model_len if the model allows it",

@@ -168,6 +168,7 @@ def assemble_engine(
         max_step_tokens=options.step_tokens,
         chunked_prefill="chunked-prefill" in capabilities,
         logprobs="logprobs" in capabilities,
+        embed="embed" in capabilities,
         prefix_caching="prefix-caching" in capabilities and options.enable_prefix_caching is not False,
         policy=options.scheduling_policy,
         drafting=_drafting(options, checkpoint, draft, draft_executor),

@@ -140,6 +140,7 @@ class AsyncEngine:
 
         Raises:
             InvalidRequestError: It can never be served; among the reasons, a form that takes more than 2 s to compile.
+            UnsupportedError: An embedding is asked for, and there are none.
             DoesNotFitError: It needs more cache than there is.
             QueueFullError: As many requests wait as may, and ``wait`` is False; or forms of others hold its own up.
             EngineError: The engine has stopped or is being closed.

@@ -27,18 +27,21 @@ class StepRows:
         count: Rows in all.
         chosen: Sequences that get a token, each with the first of its ``len(drafts) + 1`` rows.
         scored: Positions of prompts whose log-probabilities are wanted, each with its row.
+        pooled: Sequences that are embedded, each with how many rows of hidden states it gets; in the order of the rows.
     """
 
     count: int = 0
     chosen: list[tuple[Sequence, int]] = field(default_factory=list)
     scored: list[tuple[Sequence, int, int]] = field(default_factory=list)
+    pooled: list[tuple[Sequence, int]] = field(default_factory=list)
 
 
 def lay_out(plan: list[Scheduled], groups: Many[CacheGroup], page_size: int) -> tuple[StepBatch, StepRows]:
     """The arrays of a step, and what its logit rows are for.
 
     A row is wanted for the last known token of a sequence and each of its drafts, which are chosen from, and for each
-    position of a prompt whose log-probabilities were asked for.
+    position of a prompt whose log-probabilities were asked for. Of a prompt that is embedded hidden states are wanted
+    instead.
     """
     counts = np.array([count for _, count in plan], dtype=np.int32)
     starts = np.zeros(len(plan) + 1, dtype=np.int32)
@@ -49,11 +52,17 @@ def lay_out(plan: list[Scheduled], groups: Many[CacheGroup], page_size: int) -> 
     token_ids = np.empty(starts[-1], dtype=np.int64)
     rows = StepRows()
     logit_rows: list[int] = []
+    hidden_rows: list[int] = []
     for (sequence, count), start, past in zip(plan, starts.tolist(), pasts.tolist(), strict=False):
         known = len(sequence.tokens)
         token_ids[start : start + count] = (
             sequence.tokens[-1:] + sequence.drafts if past == known - 1 else sequence.tokens[past : past + count]
         )
+        if sequence.pool is not None:
+            wanted = sequence.pool.wanted(past, count)
+            rows.pooled.append((sequence, len(wanted)))
+            hidden_rows.extend(range(start + wanted.start - past, start + wanted.stop - past))
+            continue
         if sequence.wants_prompt_logprobs:
             _score_prompt(sequence, past, count, start, rows, logit_rows)
         if past + count >= known:
@@ -71,6 +80,7 @@ def lay_out(plan: list[Scheduled], groups: Many[CacheGroup], page_size: int) -> 
         slot_mapping=first.slot_mapping,
         logit_rows=np.array(logit_rows, dtype=np.int64),
         others=tuple(others),
+        hidden_rows=np.array(hidden_rows, dtype=np.int64) if rows.pooled else None,
     )
     return batch, rows
 

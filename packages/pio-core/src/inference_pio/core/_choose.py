@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from inference_pio.core._masks import MaskJob, MaskWorker
 from inference_pio.core._sampling_batch import SamplingRow, sampling_batch
 from inference_pio.core._speculation import count_accepted
-from inference_pio.interfaces import BeamSearchParams, LogprobQuery
+from inference_pio.interfaces import BeamSearchParams, LogprobQuery, SamplingParams
 
 if TYPE_CHECKING:
     from inference_pio.core._batch import StepRows
@@ -112,7 +112,7 @@ class Chooser:
                 assert beams is not None
                 queries.append(LogprobQuery(first, None, beams.num_candidates))
                 owners.append(("beam", sequence))
-            elif sequence.output.cumulative_logprob is not None:
+            elif isinstance(params, SamplingParams) and sequence.output.cumulative_logprob is not None:
                 for place, token_id in enumerate(chosen.tokens[sequence]):
                     if token_id >= 0:
                         queries.append(LogprobQuery(first + place, token_id, params.logprobs or 0))

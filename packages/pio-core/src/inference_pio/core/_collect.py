@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from inference_pio.core._outcome import final_events, named_logprobs, take_token
 from inference_pio.core._sequence import Sequence
-from inference_pio.interfaces import EngineError, FinishReason, TokenEvent
+from inference_pio.interfaces import EngineError, FinishReason, PoolingParams, TokenEvent
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from inference_pio.cache import CacheManager
     from inference_pio.core._beams import BeamSearch
     from inference_pio.core._choose import Candidates, Chosen
@@ -63,6 +67,9 @@ class Collector:
         for sequence in chosen.tokens:
             if sequence.output.finished:
                 self._retire(sequence)
+        for sequence, _ in plan:
+            if sequence.pool is not None and sequence.pool.whole:
+                events += self._take_embedding(sequence, sequence.pool.embedding(), now)
         for sequence, candidates in chosen.beams.items():
             sequence.candidates = [(token_id, logprob) for token_id, (logprob, _) in candidates.items()]
         for state in {sequence.state.request.request_id: sequence.state for sequence in chosen.beams}.values():
@@ -142,11 +149,31 @@ class Collector:
             )
         ]
 
+    def _take_embedding(self, sequence: Sequence, embedding: NDArray[np.float32], now: float) -> list[TokenEvent]:
+        """The event that ends a prompt which has been read and pooled."""
+        state = sequence.state
+        if not np.isfinite(embedding).all():
+            return self.end(state, FinishReason.ERROR, _no_numbers("hidden states"))
+        state.embedding = embedding
+        state.first_token = state.last_token = now
+        sequence.output.finish_reason = FinishReason.STOP
+        self._retire(sequence)
+        return [
+            TokenEvent(
+                request_id=state.request.request_id,
+                index=0,
+                token_id=None,
+                text="",
+                finish_reason=FinishReason.STOP,
+                metrics=state.metrics(),
+            )
+        ]
+
     def _commit(self, sequence: Sequence, count: int) -> None:
         """Publish ``count`` tokens that were read, less the drafts that were wrong."""
         before, prompt = sequence.num_computed, sequence.state.prompt_length
         computed = before + count
-        if sequence.sampler is not None:  # a beam has no drafts, and gets its next token only after this
+        if sequence.sampler is not None:  # others have no drafts, and no token that was not read
             computed = min(computed, len(sequence.tokens) - 1)
         self._cache.commit(sequence.pages, computed)
         if before < prompt:
@@ -247,13 +274,16 @@ class Collector:
         metrics.requests_finished.add(label=reason.value)
         metrics.request_latency.observe(time.perf_counter() - state.arrived)
         metrics.request_prompt_tokens.observe(state.prompt_length)
-        for sequence in state.sequences:
-            metrics.request_generation_tokens.observe(len(sequence.tokens) - state.prompt_length)
         if times is not None:
             metrics.queue_time.observe(times.queue_s)
             metrics.prefill_time.observe(times.prefill_s)
-            metrics.decode_time.observe(times.decode_s)
             metrics.inference_time.observe(times.prefill_s + times.decode_s)
+        if isinstance(state.request.params, PoolingParams):
+            return  # nothing was to be generated, so nothing is said of how much and how fast
+        for sequence in state.sequences:
+            metrics.request_generation_tokens.observe(len(sequence.tokens) - state.prompt_length)
+        if times is not None:
+            metrics.decode_time.observe(times.decode_s)
 
 
 def _has_ended(sequence: Sequence) -> bool:
@@ -274,4 +304,8 @@ def _no_token(sequence: Sequence) -> EngineError:
             "are no numbers",
             hint="check the schema, or try a wider dtype: dtype='float32'",
         )
-    return EngineError("the model produced logits that are no numbers", hint="a wider dtype may help: dtype='float32'")
+    return _no_numbers("logits")
+
+
+def _no_numbers(what: str) -> EngineError:
+    return EngineError(f"the model produced {what} that are no numbers", hint="a wider dtype may help: dtype='float32'")

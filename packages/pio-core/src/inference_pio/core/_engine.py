@@ -14,9 +14,18 @@ from inference_pio.core._collect import Collector
 from inference_pio.core._metrics import EngineMetrics
 from inference_pio.core._outcome import request_output
 from inference_pio.core._scheduler import Scheduled, Scheduler
-from inference_pio.interfaces import EngineError, FinishReason, InvalidRequestError, PioError, SamplingParams
+from inference_pio.interfaces import (
+    EngineError,
+    FinishReason,
+    HiddenStateExecutor,
+    InvalidRequestError,
+    PioError,
+    PoolingParams,
+    SamplingParams,
+)
 
 if TYPE_CHECKING:
+    from inference_pio.core._batch import StepRows
     from inference_pio.core._drafting import Drafting
     from inference_pio.core._scheduler import Policy
     from inference_pio.core._sequence import RequestState
@@ -42,6 +51,7 @@ class Engine:
         max_logit_rows: Prompt positions whose log-probabilities one step computes at most for one request.
         chunked_prefill: Whether a prompt may be read in several steps.
         logprobs: Whether log-probabilities may be asked for.
+        embed: Whether embeddings may be asked for; the executor must be a :class:`HiddenStateExecutor` besides.
         prefix_caching: Whether what one request computed serves others that begin alike.
         policy: Who goes first: ``"fcfs"`` or ``"priority"``.
         max_waiting: Requests that may wait; None for no bound.
@@ -67,6 +77,7 @@ class Engine:
         max_logit_rows: int = 128,
         chunked_prefill: bool = True,
         logprobs: bool = True,
+        embed: bool = True,
         prefix_caching: bool = True,
         policy: Policy = "fcfs",
         max_waiting: int | None = None,
@@ -81,6 +92,7 @@ class Engine:
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             logprobs=logprobs,
+            hidden_size=executor.hidden_size if embed and isinstance(executor, HiddenStateExecutor) else None,
         )
         self.cache = CacheManager(executor.cache_groups, page_size=executor.page_size, prefix_caching=prefix_caching)
         self.scheduler = Scheduler(
@@ -130,6 +142,7 @@ class Engine:
 
         Raises:
             InvalidRequestError: It can never be served; the engine is as before.
+            UnsupportedError: An embedding is asked for, and there are none; the engine is as before.
             DoesNotFitError: It needs more cache than there is; the engine is as before.
             QueueFullError: As many requests wait as may; the engine is as before.
         """
@@ -214,6 +227,8 @@ class Engine:
 
     def _count_wishes(self, request: Request) -> None:
         params = request.params
+        if isinstance(params, PoolingParams):
+            return
         self.metrics.request_n.observe(params.n if isinstance(params, SamplingParams) else params.beam_width)
         if params.max_tokens is not None:
             self.metrics.request_max_tokens.observe(params.max_tokens)
@@ -237,7 +252,21 @@ class Engine:
         masks = self._chooser.start_masks(rows)
         logits = self.executor.step(batch)
         chosen = self._chooser.choose(rows, logits, self.executor.sampler, masks)
+        self._pool(rows)
         return self._collector.collect(plan, chosen)
+
+    def _pool(self, rows: StepRows) -> None:
+        """Hand the hidden states of the step to the prompts that are embedded."""
+        if not rows.pooled:
+            return
+        executor = self.executor
+        assert isinstance(executor, HiddenStateExecutor), "admission refuses them otherwise"
+        hidden = executor.hidden_states()
+        first = 0
+        for sequence, count in rows.pooled:
+            assert sequence.pool is not None
+            sequence.pool.take(hidden[first : first + count])
+            first += count
 
     def _move_pages(self) -> None:
         """Copy the pages that the bookkeeping has moved since the last step. Failing here, nobody's pages are sure."""

@@ -29,8 +29,10 @@ from inference_pio.core._stream import TokenStream
 from inference_pio.core.packed import packed_folder
 from inference_pio.interfaces import (
     BeamSearchParams,
+    EmbeddingOutput,
     EngineError,
     InvalidRequestError,
+    PoolingParams,
     Request,
     SamplingParams,
 )
@@ -212,6 +214,11 @@ class LLM:
         return self._engine.limits.max_model_len
 
     @property
+    def can_embed(self) -> bool:
+        """Whether there are embeddings of this model: its plugin and its executor have what they are made from."""
+        return self._engine.limits.hidden_size is not None
+
+    @property
     def metrics(self) -> EngineMetrics:
         """What the engine has counted since the start."""
         return self._engine.metrics
@@ -295,6 +302,40 @@ class LLM:
         tokenized = [tokenize_prompt(prompt, self.tokenizer) for prompt in as_prompt_list(prompts)]
         return self._run([self._request(prompt, params) for prompt in tokenized], progress, raise_errors=True)
 
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Literal["mean", "last"] = "mean",
+        normalize: bool = True,
+        cache_salt: str = "",
+        progress: bool | Callable[[int, int], None] | None = None,
+    ) -> list[EmbeddingOutput]:
+        """A vector for each prompt: its hidden states after the final norm, pooled.
+
+        How near such vectors are says how alike the texts are as far as the model was made to show it: models trained
+        for it do best, plain language models do so roughly.
+
+        Args:
+            prompts: As :meth:`generate`; a prompt may be as long as the context.
+            pooling: The ``"mean"`` over all tokens, or that of the ``"last"`` one. The mean needs every token's, so
+                cached prefixes are computed again for it; ``"last"`` takes them from the cache.
+            normalize: Divide by the Euclidean norm, so that dot products are cosines.
+            cache_salt: As :meth:`generate`.
+            progress: As :meth:`generate`.
+
+        Returns:
+            One output per prompt, in their order.
+
+        Raises:
+            UnsupportedError: There are no embeddings of this model; see :attr:`can_embed`.
+            InvalidRequestError: As :meth:`generate`.
+        """
+        params = PoolingParams(pooling=pooling, normalize=normalize)
+        tokenized = [tokenize_prompt(prompt, self.tokenizer) for prompt in as_prompt_list(prompts)]
+        requests = [self._request(prompt, params, cache_salt=cache_salt) for prompt in tokenized]
+        return [_embedding(output) for output in self._run(requests, progress, raise_errors=True)]
+
     def chat(
         self,
         messages: Conversation | Sequence[Conversation],
@@ -355,7 +396,7 @@ class LLM:
     def make_request(
         self,
         prompt: Prompt | Conversation,
-        sampling_params: SamplingParams | BeamSearchParams | None = None,
+        sampling_params: SamplingParams | BeamSearchParams | PoolingParams | None = None,
         *,
         request_id: str | None = None,
         tools: Sequence[Mapping[str, object]] | None = None,
@@ -369,7 +410,7 @@ class LLM:
 
         Args:
             prompt: Text, token ids, ``{"prompt": ...}``, ``{"prompt_token_ids": ...}``, or a conversation.
-            sampling_params: How to continue it; None for the model's recommendation.
+            sampling_params: How to continue it, or how to pool it; None for the model's recommendation.
             request_id: Its id, unique among running requests; None makes one.
             tools: Of a conversation: as in :meth:`chat`.
             chat_template_kwargs: Of a conversation: as in :meth:`chat`.
@@ -550,7 +591,7 @@ class LLM:
     def _request(
         self,
         prompt: TokenizedPrompt,
-        params: SamplingParams | BeamSearchParams | None,
+        params: SamplingParams | BeamSearchParams | PoolingParams | None,
         *,
         priority: int = 0,
         timeout_s: float | None = None,
@@ -600,3 +641,14 @@ class LLM:
             if stream is not None:
                 stream.deliver(event)
         return events
+
+
+def _embedding(output: RequestOutput) -> EmbeddingOutput:
+    assert output.embedding is not None, "no request without a deadline ends otherwise, unless it fails"
+    assert output.metrics is not None
+    return EmbeddingOutput(
+        prompt=output.prompt,
+        prompt_token_ids=output.prompt_token_ids,
+        embedding=output.embedding,
+        metrics=output.metrics,
+    )

@@ -70,6 +70,7 @@ def request_output(state: RequestState, tokenizer: Tokenizer | None) -> RequestO
         finished=finished,
         metrics=state.metrics() if finished else None,
         error=state.error,
+        embedding=state.embedding,
     )
 
 

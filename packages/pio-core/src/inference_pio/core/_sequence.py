@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 from inference_pio.interfaces import CompletionOutput, RequestMetrics, SamplingParams
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from inference_pio.cache import SequencePages
     from inference_pio.core._beams import BeamSearch
+    from inference_pio.core._pooling import Pool
     from inference_pio.core._sampler_state import SamplerState
     from inference_pio.core._structure import Structure
     from inference_pio.interfaces import FinishReason, PioError, PositionLogprobs, Request
@@ -36,6 +40,7 @@ class RequestState:
         cached_tokens: Tokens of the prompt found in the cache at the first admission.
         num_preemptions: How often its sequences had to give their pages back.
         counted: Whether the metrics have it among the requests that ended.
+        embedding: What the prompt was pooled to, once it is.
     """
 
     request: Request
@@ -51,10 +56,11 @@ class RequestState:
     cached_tokens: int = 0
     num_preemptions: int = 0
     counted: bool = False
+    embedding: NDArray[np.float32] | None = None
 
     @property
     def params(self) -> SamplingParams:
-        """How to sample; only for a request that is no beam search."""
+        """How to sample; only for a request that samples."""
         params = self.request.params
         assert isinstance(params, SamplingParams)
         return params
@@ -67,7 +73,8 @@ class RequestState:
     @property
     def picks_best(self) -> bool:
         """Whether more continuations are generated than come back."""
-        return self.beams is None and self.params.num_sequences > self.params.n
+        params = self.request.params
+        return isinstance(params, SamplingParams) and params.num_sequences > params.n
 
     @property
     def finished(self) -> bool:
@@ -79,7 +86,7 @@ class RequestState:
         return all(sequence.output.finished for sequence in self.sequences)
 
     def metrics(self) -> RequestMetrics | None:
-        """Where its time went so far; None before the first token."""
+        """Where its time went so far; None before the first token, or the embedding."""
         if self.started is None or self.first_token is None or self.last_token is None:
             return None
         return RequestMetrics(
@@ -104,8 +111,9 @@ class Sequence:
         pages: Its pages of the cache.
         order: Number of the request in the order of arrival, given by the scheduler.
         seats: How many of the sequences that may run at once it counts for: a search keeps seats free for its beams.
-        sampler: Its draws and what its penalties need; None for a beam.
-        detokenizer: Turns tokens into text; None without a tokenizer, and for a beam.
+        sampler: Its draws and what its penalties need; None for a beam, and where nothing is drawn.
+        detokenizer: Turns tokens into text; None without a tokenizer, and without a sampler.
+        pool: What its hidden states become, where an embedding was asked for; it ends when that is whole.
         structure: The form that its text must have, or None.
         children: Continuations that begin where this one's prompt ends; empty once they have begun.
         drafts: Tokens proposed to follow ``tokens``, to be verified by the next step.
@@ -124,6 +132,7 @@ class Sequence:
     seats: int = 1
     sampler: SamplerState | None = None
     detokenizer: IncrementalDetokenizer | None = None
+    pool: Pool | None = None
     structure: Structure | None = None
     children: list[Sequence] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)

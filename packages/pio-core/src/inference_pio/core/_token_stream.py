@@ -32,7 +32,7 @@ class Delivery(NamedTuple):
 
 
 class AsyncTokenStream:
-    """Tokens of one request, as they come, for one coroutine.
+    """Tokens of one request, as they come, for one coroutine; of one that embeds, the event that it is done.
 
     Leaving its ``async with`` block or :meth:`aclose` cancels what is unfinished. What is not read waits here; there
     can never be more of it than the request's ``max_tokens``.

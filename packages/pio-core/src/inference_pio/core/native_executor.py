@@ -50,15 +50,20 @@ KV_BYTES = {"f32": 4.0, "bf16": 2.0, "f16": 2.0, "int8": 1 + 4 / 32}
 class StepRuntime(Protocol):
     """What runs a program: ``inference_pio.kernels.Runtime``, or its ``Interpreter``."""
 
+    hidden_size: int
+
     def step(self, batch: StepBatch) -> NDArray[np.float32]:
         """Logits (R, V), valid until the next step."""
+
+    def hidden_states(self) -> NDArray[np.float32]:
+        """What the head reads, (rows, E), of the rows that the latest step named; valid until the next."""
 
     def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy pages of ``group``, as if one after the other in this order."""
 
 
 class NativeExecutor:
-    """Runs a model's program; implements :class:`inference_pio.interfaces.Executor`.
+    """Runs a model's program; implements :class:`inference_pio.interfaces.HiddenStateExecutor`.
 
     Args:
         runtime: The program with its parameters and its cache; closed with the executor.
@@ -98,6 +103,11 @@ class NativeExecutor:
         self.kv_cache_bytes = kv_cache_bytes
         self.summary = summary
 
+    @property
+    def hidden_size(self) -> int:
+        """``E``."""
+        return self._open().hidden_size
+
     def step(self, batch: StepBatch) -> NDArray[np.float32]:
         """Run the program over ``batch``; see :class:`inference_pio.interfaces.Executor`.
 
@@ -105,6 +115,10 @@ class NativeExecutor:
             Logits float32 (R, V), valid until the next step.
         """
         return self._open().step(batch)
+
+    def hidden_states(self) -> NDArray[np.float32]:
+        """Hidden states (rows, E) of the latest step; see :class:`inference_pio.interfaces.HiddenStateExecutor`."""
+        return self._open().hidden_states()
 
     def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy pages of ``group``, as if one after the other in this order."""

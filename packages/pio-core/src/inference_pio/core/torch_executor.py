@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from inference_pio.attention import PagedKVCache, get_backend, ragged_batch
@@ -24,6 +25,8 @@ from inference_pio.layers import DenseLinear, InvariantLinear, load_weights
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from inference_pio.core._checkpoint import Checkpoint
     from inference_pio.interfaces import KVCache, Sampler, StepBatch
     from inference_pio.layers import LoadReport
@@ -34,11 +37,12 @@ _NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "arm_bf16")
 
 
 class TorchExecutor:
-    """Runs a model's PyTorch modules.
+    """Runs a model's PyTorch modules; implements :class:`inference_pio.interfaces.HiddenStateExecutor`.
 
     Args:
         model: A ``CausalLM`` on its device, weights loaded.
         cache: Keys and values of all layers, on the same device.
+        hidden_size: ``E``.
         max_model_len: Tokens that one sequence may have.
         device: Where the model is.
         dtype: Of the weights.
@@ -52,6 +56,7 @@ class TorchExecutor:
         model: torch.nn.Module,
         cache: KVCache,
         *,
+        hidden_size: int,
         max_model_len: int,
         device: torch.device,
         dtype: torch.dtype,
@@ -59,12 +64,15 @@ class TorchExecutor:
     ) -> None:
         self._model: torch.nn.Module | None = model
         self._cache: KVCache | None = cache
+        self._hidden: torch.Tensor | None = None  # of the rows that the latest step named, where they were computed
+        self.hidden_size = hidden_size
         self.max_model_len = max_model_len
         self.device = device
         self.dtype = dtype
         self.report = report
         self.page_size = cache.page_size
         self.cache_groups = cache.groups
+        self.kv_cache_bytes = cache.nbytes
         self.weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
         self.summary = f"torch executor, {str(dtype).removeprefix('torch.')} on {device}"
         self.sampler: Sampler = HostSampler() if device.type == "cpu" else TorchSampler(device)
@@ -72,7 +80,6 @@ class TorchExecutor:
     @torch.inference_mode()
     def step(self, batch: StepBatch) -> object:
         """Run the model over ``batch``; see :class:`inference_pio.interfaces.Executor`.
-        self.kv_cache_bytes = cache.nbytes
 
         Returns:
             Logits float32 (R, V): a NumPy array on CPU, a tensor on any other device.
@@ -85,13 +92,27 @@ class TorchExecutor:
             token_ids = torch.from_numpy(batch.token_ids).to(self.device)
             positions = torch.from_numpy(batch.positions).to(self.device)
             hidden = model(token_ids, positions, cache, ragged_batch(batch, self.device))
-            if batch.logit_rows.size != batch.token_ids.size:
-                hidden = hidden[torch.from_numpy(batch.logit_rows).to(self.device)]
-            logits: torch.Tensor = model.logits(hidden)  # type: ignore[operator]  # nn.Module hides the method's type
+            self._hidden = None if batch.hidden_rows is None else self._rows(hidden, batch.hidden_rows)
+            logits: torch.Tensor = model.logits(self._rows(hidden, batch.logit_rows))  # type: ignore[operator]  # nn.Module hides the method's type
         except (MemoryError, RuntimeError) as error:
             raise _as_memory_error(error, f"a step of {batch.token_ids.size} tokens") from error
         logits = logits.float()
         return logits.numpy() if self.device.type == "cpu" else logits
+
+    @torch.inference_mode()
+    def hidden_states(self) -> NDArray[np.float32]:
+        """Hidden states (rows, E) of the latest step; see :class:`inference_pio.interfaces.HiddenStateExecutor`."""
+        self._open()
+        if self._hidden is None:
+            return np.empty((0, self.hidden_size), dtype=np.float32)
+        rows: NDArray[np.float32] = self._hidden.float().cpu().numpy()
+        return rows
+
+    def _rows(self, hidden: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
+        """``rows`` of ``hidden``, which are often all of them."""
+        if rows.size == len(hidden) and (rows == np.arange(rows.size)).all():
+            return hidden
+        return hidden[torch.from_numpy(rows).to(self.device)]
 
     def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy pages of ``group``, as if one after the other in this order."""
@@ -113,6 +134,7 @@ class TorchExecutor:
 
     def close(self) -> None:
         """Free weights and cache. Harmless when called twice."""
+        self._hidden = None
         self._model = None
         self._cache = None
 
@@ -201,8 +223,37 @@ def build_torch_executor(
     except (MemoryError, RuntimeError) as error:
         raise _as_memory_error(error, f"loading {checkpoint.name!r} in {chosen_name}") from error
     return TorchExecutor(
-        model.eval(), cache, max_model_len=plan.max_model_len, device=target, dtype=chosen, report=report
+        model.eval(),
+        cache,
+        hidden_size=checkpoint.shape.hidden_size,
+        max_model_len=plan.max_model_len,
+        device=target,
+        dtype=chosen,
+        report=report,
     )
+
+
+def choose_dtypes(
+    checkpoint: Checkpoint, dtype: str, kv_cache_dtype: str, device: str
+) -> tuple[torch.dtype, torch.dtype]:
+    """What :func:`build_torch_executor` takes for weights, and for keys and values.
+
+    Raises:
+        InvalidRequestError: An unknown dtype or device.
+        MissingDependencyError: The device is not there.
+    """
+    chosen = _dtype(checkpoint, dtype, _device(device))
+    return chosen, chosen if kv_cache_dtype == "auto" else KV_DTYPES[kv_cache_dtype]
+
+
+def free_on(device: str) -> int:
+    """Bytes that are free on a device, ``"auto"`` being the one that models are put on.
+
+    Raises:
+        InvalidRequestError: An unknown device.
+        MissingDependencyError: It is not there.
+    """
+    return _available(_device(device))
 
 
 def has_cuda() -> bool:
@@ -230,19 +281,6 @@ def _cache_budget(asked: int | None, free: int, device: torch.device) -> int:
     if device.type == "cpu":
         return cache_budget(asked, free, share=HOST_SHARE, most=HOST_BYTES)
     return cache_budget(asked, free, share=DEVICE_SHARE)
-
-
-def choose_dtypes(
-    checkpoint: Checkpoint, dtype: str, kv_cache_dtype: str, device: str
-) -> tuple[torch.dtype, torch.dtype]:
-    """What :func:`build_torch_executor` takes for weights, and for keys and values.
-
-    Raises:
-        InvalidRequestError: An unknown dtype or device.
-        MissingDependencyError: The device is not there.
-    """
-    chosen = _dtype(checkpoint, dtype, _device(device))
-    return chosen, chosen if kv_cache_dtype == "auto" else KV_DTYPES[kv_cache_dtype]
 
 
 def _device(name: str) -> torch.device:

@@ -48,6 +48,7 @@ def _torch_executor(loaded: LoadedModel, *, num_pages: int, page_size: int, max_
     return TorchExecutor(
         loaded.module,
         paged_cache(loaded, num_pages=num_pages, page_size=page_size),
+        hidden_size=loaded.shape.hidden_size,
         max_model_len=max_model_len,
         device=loaded.device,
         dtype=loaded.dtype,
