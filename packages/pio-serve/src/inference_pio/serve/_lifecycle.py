@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import uvicorn
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
 
+    from starlette.types import ASGIApp
+
     from inference_pio.core import LLM
     from inference_pio.serve._model_spec import ModelSpec
     from inference_pio.serve._models import ServedModel
@@ -27,6 +29,21 @@ if TYPE_CHECKING:
 
 _LAST_WORDS_S = 5
 """For requests to be told that they were cut off, after the time to drain."""
+
+
+class EndingServer(Protocol):
+    """A server that says why it has ended.
+
+    Attributes:
+        failure: What went wrong, if something did.
+        exit_signal: The signal that ended it, if one did.
+    """
+
+    failure: BaseException | None
+    exit_signal: int | None
+
+    def run(self) -> None:
+        """Serve until something ends it."""
 
 
 class PioServer(uvicorn.Server):
@@ -59,7 +76,7 @@ class PioServer(uvicorn.Server):
         on_listening: Callable[[str], None] | None = None,
     ) -> None:
         self.state = ServerState(settings)
-        super().__init__(_config(settings, self.state))
+        super().__init__(server_config(settings, create_app(self.state)))
         self.failure: BaseException | None = None
         self.exit_signal: int | None = None
         self._settings = settings
@@ -76,10 +93,7 @@ class PioServer(uvicorn.Server):
     @property
     def address(self) -> str:
         """Where it listens: ``http://host:port``."""
-        host = self._settings.host
-        listener: socket.socket = self.servers[0].sockets[0]
-        port = listener.getsockname()[1]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return address_of(self, self._settings)
 
     def drain(self) -> None:
         """Take no new requests, and stop once those that run have ended, or their time is over. From any thread."""
@@ -133,7 +147,7 @@ class PioServer(uvicorn.Server):
                 self._on_ready(model, self.address)
 
 
-def serve(server: PioServer) -> None:
+def serve(server: EndingServer) -> None:
     """Run ``server`` until a signal ends it.
 
     Raises:
@@ -147,10 +161,19 @@ def serve(server: PioServer) -> None:
         raise KeyboardInterrupt
 
 
-def _config(settings: ServeSettings, state: ServerState) -> uvicorn.Config:
+def address_of(server: uvicorn.Server, settings: ServeSettings) -> str:
+    """Where ``server`` listens: ``http://host:port``."""
+    host = settings.host
+    listener: socket.socket = server.servers[0].sockets[0]
+    port = listener.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def server_config(settings: ServeSettings, app: ASGIApp) -> uvicorn.Config:
+    """How uvicorn serves ``app``."""
     bounds = settings.bounds
     return uvicorn.Config(
-        create_app(state),
+        app,
         host=settings.host,
         port=settings.port,
         http=bounded_protocol(bounds),
