@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from inference_pio.serve._settings import MEMORY_SHARE
+from inference_pio.serve._size import SizeType
 
-    from inference_pio.config import Settings
-    from inference_pio.core import LLM
+if TYPE_CHECKING:
     from inference_pio.serve._models import ServedModel
     from inference_pio.serve._settings import ServeSettings
 
@@ -21,7 +20,7 @@ _ENGINE = ("executor", "device", "dtype", "threads", "max_model_len", "max_num_s
 
 
 @click.command("serve", epilog="Example: pio serve smollm2-135m-instruct --port 8000")
-@click.argument("model", required=False)
+@click.argument("models", nargs=-1, metavar="[[NAME=]MODEL]...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address; another than this one needs a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option(
@@ -31,7 +30,30 @@ _ENGINE = ("executor", "device", "dtype", "threads", "max_model_len", "max_num_s
 )
 @click.option("--insecure-no-auth", is_flag=True, help="Let everyone in who reaches the address.")
 @click.option("--allowed-host", "allowed_hosts", multiple=True, metavar="NAME", help="A name of this server; repeat.")
-@click.option("--served-model-name", metavar="NAME", help="What requests call the model.")
+@click.option("--served-model-name", metavar="NAME", help="What requests call the only model.")
+@click.option(
+    "--preload",
+    type=click.Choice(["first", "all", "none"]),
+    default="first",
+    show_default=True,
+    help="Models to load at the start; the others are when they are asked for.",
+)
+@click.option(
+    "--memory-budget",
+    type=SizeType(),
+    help="Weights and caches of all models together, such as 8GiB.  "
+    f"[default: {MEMORY_SHARE:.0%} of what is free; one model: no bound]",
+)
+@click.option("--kv-cache-bytes", type=SizeType(), help="Cache of each model, such as 1GiB.")
+@click.option(
+    "--unload-idle", type=click.FloatRange(min=0, min_open=True), metavar="S",
+    help="Unload a model that nobody has asked for so many seconds.  [default: never]",
+)  # fmt: skip
+@click.option(
+    "--admin-socket",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Unix socket for pio admin, which only the user who starts the server may open.",
+)
 @click.option("--max-waiting", type=click.IntRange(min=1), default=256, show_default=True, help="Requests that wait.")
 @click.option(
     "--max-concurrent-per-key",
@@ -57,24 +79,37 @@ _ENGINE = ("executor", "device", "dtype", "threads", "max_model_len", "max_num_s
 @click.option("--max-model-len", metavar="N", help="Context length in tokens.")
 @click.option("--max-num-seqs", metavar="N", help="Answers that are computed together at most.")
 @click.option("--speculative", metavar="NAME", help="ngram, or a smaller model that drafts.")
-def serve(model: str | None, **options: Any) -> None:  # noqa: ANN401 - click passes options of all types
+def serve(models: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - click passes options of all types
     """Answer OpenAI's clients with MODEL: a name, folder, GGUF file or hub id.
 
-    Every line about the server goes to standard error. SIGTERM lets running requests finish.
+    Of several, each under a NAME of its own if given, one is loaded when it is first asked for, and unloaded again
+    where another needs its memory. Every line about the server goes to standard error. SIGTERM lets running requests
+    finish.
     """
     from inference_pio.config import load_settings
     from inference_pio.serve._lifecycle import PioServer
     from inference_pio.serve._lifecycle import serve as run
+    from inference_pio.serve._model_errors import gib
+    from inference_pio.serve._model_files import memory_budget, model_spec, named_models
 
     flags = {name: options[name] for name in _ENGINE if options[name] is not None}
-    if model is not None:
-        flags["model"] = model
-    told = serve_settings(options, os.environ.get(KEY_VARIABLE))
     settings = load_settings(flags=flags).settings
+    named = named_models(models or (settings.model,), options["served_model_name"])
+    budget = memory_budget(options["memory_budget"], settings, len(named))
+    told = serve_settings({**options, "memory_budget": budget}, os.environ.get(KEY_VARIABLE))
+    specs = [
+        model_spec(
+            load_settings(flags={**flags, "model": model}).settings,
+            served_as=name,
+            kv_cache_bytes=options["kv_cache_bytes"],
+        )
+        for name, model in named
+    ]
     _set_up_log(access=options["access_log"])
 
     def on_listening(address: str) -> None:
-        _say(f"listening at {address}, loading {settings.model}")
+        doing = f"loading {named[0][1]}" if len(named) == 1 else f"looking for {len(named)} models"
+        _say(f"listening at {address}, {doing}{'' if budget is None else f' within {gib(budget)} of memory'}")
 
     def on_ready(served: ServedModel, address: str) -> None:
         keys = f"{len(told.keys)} API key{'s' if len(told.keys) != 1 else ''}" if told.keys else "no API key"
@@ -83,16 +118,7 @@ def serve(model: str | None, **options: Any) -> None:  # noqa: ANN401 - click pa
             f"{served.llm.max_model_len}, {keys}; ready after {served.llm.load_s:.1f} s)"
         )
 
-    run(
-        PioServer(
-            told,
-            settings.model,
-            loader(settings),
-            served_as=options["served_model_name"],
-            on_listening=on_listening,
-            on_ready=on_ready,
-        )
-    )
+    run(PioServer(told, models=specs, on_listening=on_listening, on_ready=on_ready))
 
 
 def serve_settings(options: dict[str, Any], key: str | None) -> ServeSettings:
@@ -104,54 +130,27 @@ def serve_settings(options: dict[str, Any], key: str | None) -> ServeSettings:
     from inference_pio.serve._keys import KeyRing, read_key_file
     from inference_pio.serve._settings import Bounds, ServeSettings
 
-    keys = [] if options["api_key_file"] is None else read_key_file(options["api_key_file"])
-    if key:
-        keys.append(key)
+    def read_keys() -> KeyRing:
+        keys = [] if options["api_key_file"] is None else read_key_file(options["api_key_file"])
+        return KeyRing([*keys, key] if key else keys)
+
     return ServeSettings(
         host=options["host"],
         port=options["port"],
-        keys=KeyRing(keys),
+        keys=read_keys(),
+        read_keys=None if options["api_key_file"] is None else read_keys,
         insecure_no_auth=options["insecure_no_auth"],
         allowed_hosts=options["allowed_hosts"],
         max_waiting=options["max_waiting"],
         max_concurrent_per_key=options["max_concurrent_per_key"],
         tokens_per_minute=options["tokens_per_minute"],
         drain_s=options["drain_timeout"],
+        memory_budget=options["memory_budget"],
+        unload_idle_s=options["unload_idle"],
+        preload=options["preload"],
+        admin_socket=options["admin_socket"],
         bounds=Bounds(request_s=options["request_timeout"]),
     )
-
-
-def loader(settings: Settings) -> Callable[[], LLM]:
-    """What loads the model that the settings name."""
-
-    def load() -> LLM:
-        from inference_pio.config import cache_dir
-        from inference_pio.core import LLM
-
-        return LLM(
-            settings.model,
-            executor=settings.executor,
-            dtype=settings.dtype,
-            device=settings.device,
-            threads=settings.threads,
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            max_num_batched_tokens=settings.max_num_batched_tokens,
-            attention=settings.attention,
-            kv_cache=settings.kv_cache,
-            kv_cache_dtype=settings.kv_cache_dtype,
-            enable_prefix_caching=settings.enable_prefix_caching,
-            speculative=None if settings.speculative == "none" else settings.speculative,
-            num_speculative_tokens=settings.num_speculative_tokens,
-            deterministic=settings.deterministic,
-            seed=settings.seed,
-            cache_dir=cache_dir(settings),
-            packed_cache_bytes=settings.packed_cache_bytes,
-            ignore_unknown_keys=settings.ignore_unknown_keys,
-            hub_endpoint=settings.hub_endpoint,
-        )
-
-    return load
 
 
 def _set_up_log(*, access: bool) -> None:

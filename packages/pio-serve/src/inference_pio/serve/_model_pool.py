@@ -141,6 +141,7 @@ class ModelPool:
                 model.planned = await self._look(model)
             for model in models[wanted:]:
                 model.at_start = False
+                LOG.info("model %s is loaded when it is asked for", model.name)
             self._check_start(models[:wanted])
             return [await self._load_at_start(model) for model in models[:wanted]]
         finally:
@@ -342,6 +343,9 @@ class ModelPool:
         model.loads += 1
         model.load_s += time.perf_counter() - started
         self._touch(model)
+        LOG.info("model %s is loaded, with %s of memory", model.name, gib(model.nbytes))
+        if self.budget is not None and self.used > self.budget:
+            LOG.warning("models take %s, more than the %s that they may", gib(self.used), gib(self.budget))
         return model.served
 
     async def _look(self, model: PooledModel) -> PlannedModel:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1024 * 1024
+MEMORY_SHARE = 0.8
+"""Of the memory that is free at the start, what several models may take together unless more is asked for."""
 Preload = Literal["first", "all", "none"]
 """Which of several models are loaded before anyone asks for them."""
 
