@@ -28,6 +28,9 @@ def main() -> None:
     """Exit with 1 and one line per problem, or print what was found."""
     parser = argparse.ArgumentParser(description="Check which distributions of the workspace are installed, and how.")
     parser.add_argument("--wheels", type=Path, required=True, help="folder of the wheels they must come from")
+    parser.add_argument(
+        "--indexed", action="append", default=[], metavar="NAME", help="but for this one, which comes from an index"
+    )
     parser.add_argument("--import", dest="leaf", metavar="NAME", help="import every module of this package")
     parser.add_argument(
         "--without", action="append", default=[], metavar="NAME", help="but for this module, which needs an extra"
@@ -41,7 +44,7 @@ def main() -> None:
     parser.add_argument("expected", nargs="+", help="the distributions of the workspace that must be there")
     arguments = parser.parse_args()
     problems = [
-        *check_installed(arguments.expected, arguments.wheels),
+        *check_installed(arguments.expected, arguments.wheels, arguments.indexed),
         *check_forbidden(arguments.forbid),
         *check_size(arguments.max_mb),
     ]
@@ -53,16 +56,24 @@ def main() -> None:
     print(f"environment: of the workspace only the wheels of {names}; {len(modules)} modules imported; {size:.1f} MB")
 
 
-def check_installed(expected: list[str], wheels: Path) -> Iterator[str]:
-    """Problems with the distributions that bring a part of the namespace: missing, undeclared, not from a wheel."""
+def check_installed(expected: list[str], wheels: Path, indexed: Iterable[str] = ()) -> Iterator[str]:
+    """Problems with the distributions that bring a part of the namespace: missing, undeclared, not from a wheel.
+
+    Those that are ``indexed`` must come from an index, by their name alone.
+    """
     installed = {_canonical(found.name): found for found in distributions() if _is_of_workspace(found)}
     wanted = {_canonical(name) for name in expected}
     for name in sorted(wanted - installed.keys()):
         yield f"{name}: not installed"
     for name in sorted(installed.keys() - wanted):
         yield f"{name}: installed, and nothing declares it"
+    by_name = {_canonical(name) for name in indexed}
     for name in sorted(wanted & installed.keys()):
         origin = json.loads(installed[name].read_text("direct_url.json") or "{}")
+        if name in by_name:
+            if origin:
+                yield f"{name}: not installed from an index: {origin}"
+            continue
         path = Path(unquote(urlsplit(origin.get("url", "")).path))
         if "archive_info" not in origin or path.parent != wheels.resolve():
             yield f"{name}: not installed from a wheel in {wheels}: {origin or 'from an index'}"
