@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 
-from inference_pio.core import LLM, plan_footprint
+from inference_pio.core import LLM, free_memory, plan_footprint
 from inference_pio.interfaces import DoesNotFitError, ModelNotFoundError
 
 MIB = 2**20
@@ -58,3 +59,9 @@ def test_model_that_is_not_there_is_said(tmp_path):
     """As loading it would."""
     with pytest.raises(ModelNotFoundError, match="no file or folder"):
         plan_footprint(tmp_path / "nothing.gguf", memory_bytes=MIB)
+
+
+@pytest.mark.parametrize("options", [{"executor": "native"}, {"device": "cpu"}, {"executor": "torch", "device": "cpu"}])
+def test_free_memory_of_a_processor_is_that_of_the_machine(options):
+    """Within what it has at all."""
+    assert 0 < free_memory(**options) <= psutil.virtual_memory().total

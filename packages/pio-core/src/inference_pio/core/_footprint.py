@@ -10,9 +10,17 @@ from inference_pio.config import Settings
 from inference_pio.config import cache_dir as default_cache_dir
 from inference_pio.core._assembly import EngineOptions
 from inference_pio.core._checkpoint import open_checkpoint
-from inference_pio.core._executors import find_obstacle
+from inference_pio.core._executors import find_obstacle, finds_cuda
 from inference_pio.core._locate import locate_model
-from inference_pio.core._memory import HOST_BYTES, HOST_SHARE, PAGE_SIZE, cache_budget, check_weights, plan_cache
+from inference_pio.core._memory import (
+    HOST_BYTES,
+    HOST_SHARE,
+    PAGE_SIZE,
+    available_memory,
+    cache_budget,
+    check_weights,
+    plan_cache,
+)
 from inference_pio.core._registry import Registry
 from inference_pio.interfaces import StateSpec, group_layers
 
@@ -142,6 +150,25 @@ def plan_footprint(
         kv_cache_bytes=_plan_bytes(checkpoint, plan, kv_bytes),
         max_model_len=plan.max_model_len,
     )
+
+
+def free_memory(*, executor: str = "auto", device: str = "auto") -> int:
+    """Bytes that models may still take where :class:`LLM` would put them.
+
+    Of the machine, or what its control group leaves of it, or of an accelerator.
+
+    Args:
+        executor: As in :class:`LLM`.
+        device: Likewise.
+
+    Raises:
+        PioError: The device is not there.
+    """
+    if executor == "native" or device == "cpu" or (device == "auto" and not finds_cuda()):
+        return available_memory()
+    from inference_pio.core.torch_executor import free_on
+
+    return free_on(device)
 
 
 def _native_sizes(checkpoint: Checkpoint, options: EngineOptions) -> tuple[int, str, float, int]:
