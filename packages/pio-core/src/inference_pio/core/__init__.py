@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from inference_pio.core._draft_model import DraftModelProposer
     from inference_pio.core._drafting import Drafting
     from inference_pio.core._engine import Engine
-    from inference_pio.core._footprint import Footprint, plan_footprint
+    from inference_pio.core._footprint import Footprint, free_memory, plan_footprint
     from inference_pio.core._inspect import EncodingUse, ModelReport, inspect_model
     from inference_pio.core._llm import LLM
     from inference_pio.core._locate import LocatedModel, locate_model
@@ -66,6 +66,7 @@ _MODULES = MappingProxyType(
         "SpeculationControl": "inference_pio.core._speculation",
         "StructuredOutputs": "inference_pio.interfaces",
         "TokenStream": "inference_pio.core._stream",
+        "free_memory": "inference_pio.core._footprint",
         "inspect_model": "inference_pio.core._inspect",
         "locate_model": "inference_pio.core._locate",
         "open_checkpoint": "inference_pio.core._checkpoint",
@@ -101,6 +102,7 @@ __all__ = [
     "SpeculationControl",
     "StructuredOutputs",
     "TokenStream",
+    "free_memory",
     "inspect_model",
     "locate_model",
     "open_checkpoint",

@@ -141,7 +141,7 @@ def find_obstacle(checkpoint: Checkpoint, options: EngineOptions) -> Obstacle | 
             value = getattr(options, name)
             hint = f"leave {name} out, or executor='torch'"
             return Obstacle(f"{name}={value!r} is asked for, and {why}", hint, chosen=True)
-    if options.executor == "auto" and options.device == "auto" and _finds_cuda():
+    if options.executor == "auto" and options.device == "auto" and finds_cuda():
         return Obstacle("there is a CUDA device", "device='cpu'", chosen=True)
     if not {"native", "paged-kv"} <= capabilities or not isinstance(checkpoint.plugin, LowerableModel):
         name = installed.manifest.distribution
@@ -203,7 +203,7 @@ def _build_torch(
     )
 
 
-def _finds_cuda() -> bool:
+def finds_cuda() -> bool:
     """Whether there is a CUDA device that torch can use; torch is asked only where a GPU's driver is."""
     if importlib.util.find_spec("torch") is None or not _has_gpu_driver():
         return False
