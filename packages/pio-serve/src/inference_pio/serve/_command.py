@@ -24,6 +24,15 @@ _ENGINE = ("executor", "device", "dtype", "threads", "max_model_len", "max_num_s
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address; another than this one needs a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option(
+    "--tls-cert",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Serve https with this certificate (PEM, with its chain).",
+)
+@click.option(
+    "--tls-key", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The certificate's key (PEM)."
+)
+@click.option(
     "--api-key-file",
     type=click.Path(path_type=Path, dir_okay=False),
     help=f"Keys that let clients in, one per line; {KEY_VARIABLE} holds one too.",
@@ -137,6 +146,8 @@ def serve_settings(options: dict[str, Any], key: str | None) -> ServeSettings:
     return ServeSettings(
         host=options["host"],
         port=options["port"],
+        tls_cert=options["tls_cert"],
+        tls_key=options["tls_key"],
         keys=read_keys(),
         read_keys=None if options["api_key_file"] is None else read_keys,
         insecure_no_auth=options["insecure_no_auth"],

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 import uvicorn
@@ -14,6 +15,7 @@ from inference_pio.serve._app import create_app
 from inference_pio.serve._model_spec import spec_of
 from inference_pio.serve._protocol import bounded_protocol
 from inference_pio.serve._server_state import ServerState
+from inference_pio.serve._tls import bounded_handshakes, tls_context
 
 if TYPE_CHECKING:
     import socket
@@ -92,7 +94,7 @@ class PioServer(uvicorn.Server):
 
     @property
     def address(self) -> str:
-        """Where it listens: ``http://host:port``."""
+        """Where it listens: ``http://host:port``, or ``https://``."""
         return address_of(self, self._settings)
 
     def drain(self) -> None:
@@ -108,7 +110,8 @@ class PioServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take connections, and begin to load."""
-        await super().startup(sockets)
+        with handshakes_bounded(self.config, self._settings):
+            await super().startup(sockets)
         if self._on_listening is not None:
             self._on_listening(self.address)
         self._loading = asyncio.ensure_future(self._load_models())
@@ -162,17 +165,21 @@ def serve(server: EndingServer) -> None:
 
 
 def address_of(server: uvicorn.Server, settings: ServeSettings) -> str:
-    """Where ``server`` listens: ``http://host:port``."""
-    host = settings.host
+    """Where ``server`` listens: ``http://host:port``, or ``https://``."""
+    host, scheme = settings.host, "http" if settings.tls_cert is None else "https"
     listener: socket.socket = server.servers[0].sockets[0]
     port = listener.getsockname()[1]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def server_config(settings: ServeSettings, app: ASGIApp) -> uvicorn.Config:
-    """How uvicorn serves ``app``."""
+    """How uvicorn serves ``app``.
+
+    Raises:
+        ConfigError: Certificate and key cannot be served under.
+    """
     bounds = settings.bounds
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -187,3 +194,13 @@ def server_config(settings: ServeSettings, app: ASGIApp) -> uvicorn.Config:
         timeout_graceful_shutdown=_LAST_WORDS_S,
         loop="asyncio" if sys.platform == "win32" else "auto",
     )
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        context = tls_context(settings.tls_cert, settings.tls_key)
+        config.load()  # would put its own in place of ours later
+        config.ssl = context
+    return config
+
+
+def handshakes_bounded(config: uvicorn.Config, settings: ServeSettings) -> AbstractContextManager[None]:
+    """What a server is started in: with TLS, its handshakes have the time that headers have."""
+    return nullcontext() if config.ssl is None else bounded_handshakes(settings.bounds.header_s)

@@ -79,6 +79,8 @@ class ServeSettings:
     Attributes:
         host: Address to listen at.
         port: Port to listen at; 0 takes a free one.
+        tls_cert: PEM file with the certificate to serve under, and its chain; None serves unencrypted.
+        tls_key: PEM file with its key.
         keys: Keys of those who may ask; an empty ring lets everyone ask.
         insecure_no_auth: Whether an address that other machines reach may be served without a key.
         allowed_hosts: Names that a request may call this server by, beside its own address; ``"*"`` allows any.
@@ -101,6 +103,8 @@ class ServeSettings:
 
     host: str = "127.0.0.1"
     port: int = 8000
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     keys: KeyRing = field(default_factory=KeyRing)
     insecure_no_auth: bool = False
     allowed_hosts: tuple[str, ...] = ()
@@ -131,6 +135,9 @@ class ServeSettings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} must be above 0, got {value!r}")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            missing, given = ("key", "certificate") if self.tls_key is None else ("certificate", "key")
+            raise ConfigError(f"a TLS {given} is given without a {missing}", hint="give both --tls-cert and --tls-key")
         if self.drain_s < 0:
             raise ConfigError(f"drain_s must not be negative, got {self.drain_s!r}")
         if self.preload not in get_args(Preload):

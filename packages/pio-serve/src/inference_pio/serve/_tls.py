@@ -1,0 +1,123 @@
+"""Encrypted connections: certificate and key tried before anything is bound, handshakes bounded in time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import stat
+import sys
+import time
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from inference_pio.interfaces import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LOG = logging.getLogger("inference_pio.serve")
+_ENDS_SOON_S = 14 * 24 * 3600
+# Codes of OpenSSL's verification, as ``openssl verify`` names them.
+_NOT_YET_VALID, _EXPIRED = 9, 10
+
+
+def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
+    """What a server encrypts with: TLS 1.2 and 1.3.
+
+    The pair is tried by a handshake in memory, so what every client would refuse is told here and not to the clients.
+
+    Args:
+        cert: PEM file with the certificate, and after it those of the authorities between it and a root.
+        key: PEM file with its private key, not encrypted.
+
+    Raises:
+        ConfigError: A file cannot be read or is no PEM, the key is encrypted or another's, or the certificate is not
+            valid now or not for servers.
+    """
+    chain = _pem(cert, "certificate", "-----BEGIN CERTIFICATE-----")
+    _pem(key, "key", "PRIVATE KEY-----")
+    _warn_if_open(key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION  # what a client may ask for again and again
+    context.set_alpn_protocols(["http/1.1"])
+
+    def refuse() -> str:
+        raise ConfigError(f"the TLS key {key} is encrypted", hint="give one that is not, readable by the server alone")
+
+    try:
+        context.load_cert_chain(cert, key, refuse)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ConfigError(f"the TLS key {key} is not that of the certificate {cert}") from error
+        raise ConfigError(f"the TLS certificate {cert} with the key {key}: {error.reason or error}") from error
+    _try(context, chain, cert)
+    return context
+
+
+@contextmanager
+def bounded_handshakes(seconds: float) -> Iterator[None]:
+    """Have servers that are made within give a client so long for its handshake, and for its goodbye.
+
+    Uvicorn passes no such time on, and the loop's own is a minute, during which no clock of ours runs.
+    """
+    loop = asyncio.get_running_loop()
+    bounded = partial(loop.create_server, ssl_handshake_timeout=seconds, ssl_shutdown_timeout=seconds)
+    loop.create_server = bounded  # type: ignore[method-assign]  # shadows the class's until the end of the block
+    try:
+        yield
+    finally:
+        del loop.create_server
+
+
+def _pem(path: Path, what: str, mark: str) -> str:
+    try:
+        text = path.read_text(encoding="ascii")
+    except OSError as error:
+        raise ConfigError(f"the TLS {what} {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the TLS {what} {path} is no PEM file", hint="convert it by openssl") from error
+    if mark not in text:
+        raise ConfigError(f"the TLS {what} {path} holds no {what} in PEM", hint=f"it must have a line with {mark}")
+    return text
+
+
+def _warn_if_open(key: Path) -> None:
+    if sys.platform != "win32" and key.stat().st_mode & (stat.S_IRWXO):
+        LOG.warning("every user of this machine may open the TLS key %s: chmod o-rwx it", key)
+
+
+def _try(server: ssl.SSLContext, chain: str, cert: Path) -> None:
+    """Shake hands with a client that trusts this very certificate, so that all but its issuer is checked."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.load_verify_locations(cadata=chain)
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)]
+    asking = ends[0]
+    try:
+        while ends:
+            ends = [end for end in ends if not _advanced(end)]
+    except ssl.SSLCertVerificationError as error:
+        said = {_EXPIRED: "has expired", _NOT_YET_VALID: "is not valid yet"}
+        problem = said.get(error.verify_code, f"is one that clients refuse: {error.verify_message}")
+        raise ConfigError(f"the TLS certificate {cert} {problem}") from error
+    except ssl.SSLError as error:
+        raise ConfigError(f"no client can connect with the TLS certificate {cert}: {error.reason or error}") from error
+    found = asking.getpeercert()
+    end = str((found or {})["notAfter"])
+    if ssl.cert_time_to_seconds(end) - time.time() < _ENDS_SOON_S:
+        LOG.warning("the TLS certificate %s ends on %s", cert, end)
+
+
+def _advanced(end: ssl.SSLObject) -> bool:
+    """Whether the handshake of one end is over, after what the other has sent so far."""
+    try:
+        end.do_handshake()
+    except ssl.SSLWantReadError:
+        return False
+    return True

@@ -1,0 +1,262 @@
+"""Encrypted connections: clients over them, files that cannot be, and handshakes that never end."""
+
+from __future__ import annotations
+
+import datetime as dt
+import socket
+import ssl
+import subprocess
+import sys
+import time
+
+import openai
+import pytest
+
+from inference_pio.interfaces import ConfigError
+from inference_pio.serve import Bounds, PioServer, ServeSettings
+from inference_pio.serve._tls import tls_context
+
+trustme = pytest.importorskip("trustme", reason="it makes the certificates, in the group 'test'")
+httpx2 = pytest.importorskip("httpx2", reason="the HTTP client of the package openai")
+
+NOW = dt.datetime.now(tz=dt.UTC)
+DAY = dt.timedelta(days=1)
+
+
+def write(folder, leaf):
+    """Certificate with its chain, and key that no one else may read."""
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    cert.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+    key.write_bytes(leaf.private_key_pem.bytes())
+    key.chmod(0o600)
+    return cert, key
+
+
+def read_end(sock):
+    """What comes until the other side ends it, politely or not."""
+    parts = []
+    try:
+        while part := sock.recv(1024):
+            parts.append(part)
+    except OSError:
+        pass
+    return b"".join(parts)
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def files(authority, tmp_path_factory):
+    return write(tmp_path_factory.mktemp("tls"), authority.issue_cert("localhost", "127.0.0.1"))
+
+
+@pytest.fixture
+def encrypted(start_server, files):
+    """A server over https, with short bounds."""
+    return start_server(tls_cert=files[0], tls_key=files[1], bounds=Bounds(header_s=1.0))
+
+
+@pytest.fixture
+def trusting(authority):
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+def test_openai_client_over_https(encrypted, trusting):
+    """Whole and streamed, with the certificate verified; without trust in its authority it is refused."""
+    assert encrypted.url.startswith("https://127.0.0.1:")
+    asked = {
+        "model": "smollm2-135m-instruct",
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "temperature": 0,
+        "max_tokens": 16,
+    }
+    how = {"base_url": f"{encrypted.url}/v1", "api_key": "none", "max_retries": 0}
+    with openai.OpenAI(**how, http_client=httpx2.Client(verify=trusting)) as client:
+        whole = client.chat.completions.create(**asked).choices[0].message.content
+        chunks = list(client.chat.completions.create(**asked, stream=True))
+    assert "Paris" in whole
+    assert whole == "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    with openai.OpenAI(**how) as client, pytest.raises(openai.APIConnectionError) as caught:
+        client.chat.completions.create(**asked)
+    assert "CERTIFICATE_VERIFY_FAILED" in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("version", "spoken"), [(ssl.TLSVersion.TLSv1_2, "TLSv1.2"), (ssl.TLSVersion.TLSv1_3, "TLSv1.3")]
+)
+def test_speaks_what_is_safe(encrypted, trusting, version, spoken):
+    """TLS 1.2 and 1.3, HTTP/1.1 inside."""
+    trusting.maximum_version = trusting.minimum_version = version
+    trusting.set_alpn_protocols(["h2", "http/1.1"])
+    with (
+        socket.create_connection((encrypted.host, encrypted.port), timeout=10) as sock,
+        trusting.wrap_socket(sock, server_hostname="localhost") as tls,
+    ):
+        assert (tls.version(), tls.selected_alpn_protocol()) == (spoken, "http/1.1")
+
+
+def test_older_versions_are_refused(files):
+    """The context says so; today's OpenSSL cannot even ask for them."""
+    assert tls_context(*files).minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+def test_handshake_that_never_ends_is_cut_off(encrypted):
+    """A client that connects and says nothing, or begins and stops: no minute of the loop's own, but our bound."""
+    for sent in (b"", b"\x16\x03\x01\x02\x00\x01\x00"):
+        with socket.create_connection((encrypted.host, encrypted.port), timeout=10) as sock:
+            sock.sendall(sent)
+            started = time.monotonic()
+            assert sock.recv(1024) == b""
+            assert 0.5 < time.monotonic() - started < 5
+
+
+def test_header_over_https_is_bounded_too(encrypted, trusting):
+    """The clock of the headers begins behind the handshake."""
+    with (
+        socket.create_connection((encrypted.host, encrypted.port), timeout=10) as sock,
+        trusting.wrap_socket(sock, server_hostname="localhost") as tls,
+    ):
+        tls.sendall(b"GET /version HT")
+        started = time.monotonic()
+        assert read_end(tls) == b""
+        assert time.monotonic() - started < 5
+
+
+def test_unencrypted_request_is_not_answered(encrypted):
+    """Plain HTTP at the port of https ends the connection, and others go on."""
+    with socket.create_connection((encrypted.host, encrypted.port), timeout=10) as sock:
+        sock.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"HTTP" not in read_end(sock)
+    assert encrypted.thread.is_alive()
+
+
+def test_files_that_cannot_be_are_refused(authority, files, tmp_path):
+    """Each with its own words, before anything is bound."""
+    cert, key = files
+    other = write(tmp_path, authority.issue_cert("localhost"))
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("nothing of the kind")
+    binary = tmp_path / "binary.der"
+    binary.write_bytes(b"\xff\xfe")
+    broken = tmp_path / "broken.pem"
+    broken.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    for pair, match in (
+        ((tmp_path / "none", key), "certificate .*none cannot be read: No such file"),
+        ((cert, tmp_path / "none"), "key .*none cannot be read: No such file"),
+        ((garbage, key), "certificate .*garbage.pem holds no certificate in PEM"),
+        ((cert, garbage), "key .*garbage.pem holds no key in PEM"),
+        ((key, cert), "holds no certificate in PEM"),
+        ((binary, key), "is no PEM file"),
+        ((broken, key), "certificate .*broken.pem with the key"),
+        ((cert, other[1]), "key .* is not that of the certificate"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            tls_context(*pair)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "match"),
+    [(NOW - 3 * DAY, NOW - DAY, "has expired"), (NOW + DAY, NOW + 3 * DAY, "is not valid yet")],
+)
+def test_certificate_that_is_not_valid_now_is_refused(authority, tmp_path, first, last, match):
+    """Clients would find out one by one."""
+    pair = write(tmp_path, authority.issue_cert("localhost", not_before=first, not_after=last))
+    with pytest.raises(ConfigError, match=match):
+        tls_context(*pair)
+
+
+def test_encrypted_key_is_refused_without_asking(files, tmp_path):
+    """OpenSSL would ask the terminal for the password, and the server wait for ever."""
+    from cryptography.hazmat.primitives import serialization
+
+    key = serialization.load_pem_private_key(files[1].read_bytes(), None)
+    locked = tmp_path / "locked.pem"
+    locked.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    with pytest.raises(ConfigError, match=r"key .*locked.pem is encrypted"):
+        tls_context(files[0], locked)
+
+
+def test_self_signed_certificate_is_taken(tmp_path):
+    """It is its own authority, which those who trust it know."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOW - DAY)
+        .not_valid_after(NOW + 90 * DAY)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert_file.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    assert isinstance(tls_context(cert_file, key_file), ssl.SSLContext)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other rights")
+def test_warns_of_a_key_that_others_may_read(files, tmp_path, caplog):
+    """And of a certificate that ends soon; of neither otherwise."""
+    tls_context(*files)
+    assert not caplog.records
+    copy = tmp_path / "key.pem"
+    copy.write_bytes(files[1].read_bytes())
+    copy.chmod(0o644)
+    tls_context(files[0], copy)
+    assert "may open the TLS key" in caplog.text
+    caplog.clear()
+    pair = write(tmp_path, trustme.CA().issue_cert("localhost", not_before=NOW - DAY, not_after=NOW + 3 * DAY))
+    tls_context(*pair)
+    assert "ends on" in caplog.text
+
+
+def test_half_a_pair_is_refused(files):
+    """One file without the other is a mistake, not plain HTTP."""
+    with pytest.raises(ConfigError, match="a TLS certificate is given without a key"):
+        ServeSettings(tls_cert=files[0])
+    with pytest.raises(ConfigError, match="a TLS key is given without a certificate"):
+        ServeSettings(tls_key=files[1])
+
+
+def test_nothing_is_bound_or_loaded_with_bad_files(files, tmp_path):
+    """The error comes from making the server."""
+
+    def load():
+        raise AssertionError("loaded")
+
+    with pytest.raises(ConfigError, match="cannot be read"):
+        PioServer(ServeSettings(port=0, tls_cert=files[0], tls_key=tmp_path / "none"), "m", load)
+
+
+def test_command_takes_the_files(files):
+    """``pio serve --tls-cert --tls-key`` refuses a pair that does not fit, in one line and without a traceback."""
+    code = (
+        "import sys; from inference_pio.serve._command import serve; from inference_pio.interfaces import PioError\n"
+        "try: serve(sys.argv[1:])\nexcept PioError as error: print(error); raise SystemExit(error.exit_code)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "--port", "0", "--tls-cert", str(files[0]), "--tls-key", str(files[0])],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert "holds no key in PEM" in ended.stdout
