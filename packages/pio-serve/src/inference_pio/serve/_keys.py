@@ -39,6 +39,10 @@ class KeyRing:
     def __len__(self) -> int:
         return len(self._digests)
 
+    def become(self, other: KeyRing) -> None:
+        """From here on open for the keys of ``other``, and for no others."""
+        vars(self).update(vars(other))
+
     def key_id(self, key: bytes) -> str | None:
         """A name for ``key`` that does not tell it, or None if it opens nothing.
 

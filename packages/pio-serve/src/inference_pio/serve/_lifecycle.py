@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import uvicorn
 
+from inference_pio.interfaces import PioError
+from inference_pio.serve._admin import create_admin_app
+from inference_pio.serve._admin_socket import AdminSocket
 from inference_pio.serve._app import create_app
 from inference_pio.serve._model_spec import spec_of
 from inference_pio.serve._protocol import bounded_protocol
@@ -90,6 +93,9 @@ class PioServer(uvicorn.Server):
         self._on_ready = on_ready
         self._on_listening = on_listening
         self._loading: asyncio.Task[None] | None = None
+        self._admin: AdminSocket | None = None
+        if settings.admin_socket is not None:
+            self._admin = AdminSocket(settings.admin_socket, create_admin_app(self.state), settings.bounds)
         self._drain_until: float | None = None
 
     @property
@@ -110,8 +116,18 @@ class PioServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take connections, and begin to load."""
-        with handshakes_bounded(self.config, self._settings):
-            await super().startup(sockets)
+        try:
+            if self._admin is not None:
+                await self._admin.open()
+        except PioError as error:
+            self.failure, self.should_exit = error, True
+            return
+        try:
+            with handshakes_bounded(self.config, self._settings):
+                await super().startup(sockets)
+        except BaseException:  # uvicorn ends the process where it cannot listen
+            await self._close_admin()
+            raise
         if self._on_listening is not None:
             self._on_listening(self.address)
         self._loading = asyncio.ensure_future(self._load_models())
@@ -137,6 +153,11 @@ class PioServer(uvicorn.Server):
         await self.state.models.stop()
         await super().shutdown(sockets)
         await self.state.models.close()
+        await self._close_admin()
+
+    async def _close_admin(self) -> None:
+        if self._admin is not None:
+            await self._admin.close()
 
     async def _load_models(self) -> None:
         try:

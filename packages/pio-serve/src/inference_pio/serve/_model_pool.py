@@ -102,6 +102,11 @@ class ModelPool:
         names = ", ".join(model.name for model in self._models)
         raise not_found(f"there is no model {name!r:.200}; there is {names}", "model_not_found", param="model")
 
+    def retry_s(self, model: PooledModel) -> float | None:
+        """Seconds until ``model``, which could not be loaded, is tried again; None where nothing is waited for."""
+        wait = model.retry_at - self._clock()
+        return wait if model.refusal is not None and wait > 0 else None
+
     def lease(self, name: str | None, *, timeout_s: float) -> Lease:
         """The use of a model, for ``async with``; loads it first where it is not loaded.
 
@@ -269,8 +274,8 @@ class ModelPool:
             raise unavailable(f"{model.label} is loading", "model_loading", retry_after_s=2)
         if model.moving is not None:
             return model.moving
-        wait = model.retry_at - self._clock()
-        if model.refusal is not None and wait > 0:
+        wait = self.retry_s(model)
+        if model.refusal is not None and wait is not None:
             raise model.refusal.error(wait)
         model.state = ModelState.LOADING
         model.moving = asyncio.ensure_future(self._try_to_load(model))
