@@ -38,7 +38,7 @@ nox.options.sessions = ["lint", "boundaries", "types", "tools", "docs", "tests"]
 MEMBERS = read_members(ROOT)
 EACH = [nox.param(name, id=member.name) for name, member in MEMBERS.items()]
 NO_TESTS_COLLECTED = 5
-TOOLS = ("griffe>=2.4", "packaging>=24")
+TOOLS = ("cyclonedx-python-lib[json-validation]>=11", "griffe>=2.4", "packaging>=24")
 """What tools/ imports."""
 SOURCES = os.pathsep.join(str(member.folder / "src") for member in MEMBERS.values())
 
