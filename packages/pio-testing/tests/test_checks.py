@@ -30,7 +30,7 @@ from inference_pio.testing._engine_run import build_engine, make_request, run_re
 from inference_pio.testing._plain_decoding import judge
 from inference_pio.testing._trace import decoder_layers
 
-ENGINE = {"prefix_hit", "preempted", "speculative"}
+ENGINE = {"prefix_hit", "preempted", "speculative", "embed"}
 LOGITS = {"step_by_step", "chunked", "batched", "paged", *ENGINE, "deterministic"}
 
 # Which checks must fail for a flaw; all others must pass.

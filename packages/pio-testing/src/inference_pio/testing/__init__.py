@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from inference_pio.testing._compare import ParityError
     from inference_pio.testing._conformance import conformance_checks, run_conformance
     from inference_pio.testing._determinism import check_deterministic
-    from inference_pio.testing._engine_checks import check_preempted, check_prefix_hit, check_speculative
+    from inference_pio.testing._engine_checks import check_embed, check_preempted, check_prefix_hit, check_speculative
     from inference_pio.testing._equivalence import (
         check_batched,
         check_chunked,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from inference_pio.testing._load import LoadedModel, load_model
     from inference_pio.testing._native import check_native
     from inference_pio.testing._parity import ParityReport, check_parity
-    from inference_pio.testing._reference import load_reference, trace_reference
+    from inference_pio.testing._reference import load_reference, reference_hidden_states, trace_reference
     from inference_pio.testing._run import contiguous_cache, paged_cache, random_pages, run_schedule, trace_model
     from inference_pio.testing._tiny import TINY_SIZES, fill_random, rope_variants, tiny_checkpoint
     from inference_pio.testing._trace import Trace
@@ -45,6 +45,7 @@ _MODULES = MappingProxyType(
         "check_batched": "_equivalence",
         "check_chunked": "_equivalence",
         "check_deterministic": "_determinism",
+        "check_embed": "_engine_checks",
         "check_logit_rows": "_equivalence",
         "check_native": "_native",
         "check_paged": "_equivalence",
@@ -62,6 +63,7 @@ _MODULES = MappingProxyType(
         "load_reference": "_reference",
         "paged_cache": "_run",
         "random_pages": "_run",
+        "reference_hidden_states": "_reference",
         "rope_variants": "_tiny",
         "run_conformance": "_conformance",
         "run_schedule": "_run",
@@ -83,6 +85,7 @@ __all__ = [
     "check_batched",
     "check_chunked",
     "check_deterministic",
+    "check_embed",
     "check_logit_rows",
     "check_native",
     "check_paged",
@@ -101,6 +104,7 @@ __all__ = [
     "load_reference",
     "paged_cache",
     "random_pages",
+    "reference_hidden_states",
     "rope_variants",
     "run_conformance",
     "run_schedule",

@@ -19,6 +19,7 @@ CAPABILITY_OF_CHECK: Mapping[str, str] = MappingProxyType(
         "preempted": "generate",
         "speculative": "speculative-decoding",
         "deterministic": "deterministic",
+        "embed": "embed",
         "native": "native",
     }
 )

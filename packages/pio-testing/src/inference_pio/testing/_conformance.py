@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from inference_pio.interfaces import LowerableModel
 from inference_pio.testing._checks import CHECK_NAMES
 from inference_pio.testing._determinism import check_deterministic
-from inference_pio.testing._engine_checks import check_preempted, check_prefix_hit, check_speculative
+from inference_pio.testing._engine_checks import check_embed, check_preempted, check_prefix_hit, check_speculative
 from inference_pio.testing._equivalence import (
     check_batched,
     check_chunked,
@@ -37,6 +37,7 @@ def conformance_checks() -> dict[str, Callable[..., None]]:
         check_preempted,
         check_speculative,
         check_deterministic,
+        check_embed,
         check_native,
     )
     return dict(zip(CHECK_NAMES, functions, strict=True))

@@ -9,15 +9,19 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+import torch
+
 from inference_pio.core import Drafting, NgramProposer
-from inference_pio.testing._compare import ParityError
+from inference_pio.interfaces import PoolingParams
+from inference_pio.testing._compare import ParityError, compare
 from inference_pio.testing._drafts import AlwaysDraft, HalfKnowing
-from inference_pio.testing._engine_run import build_engine, make_request, run_requests
+from inference_pio.testing._engine_run import build_engine, make_embedding_request, make_request, run_requests
 from inference_pio.testing._plain_decoding import judge
-from inference_pio.testing._run import random_tokens
+from inference_pio.testing._run import hidden_whole, random_tokens
 
 if TYPE_CHECKING:
     from inference_pio.core import Proposer
+    from inference_pio.interfaces import RequestOutput
     from inference_pio.testing._load import LoadedModel
 
 _PAGE_SIZE = 4
@@ -132,6 +136,59 @@ def check_speculative(loaded: LoadedModel, *, tolerance: float = 1e-4) -> None:
     if not 0 < accepted < drafted:
         raise ParityError(f"{accepted:g} of {drafted:g} drafts were accepted, so nothing is proved")
     run(NgramProposer(min_ngram=1))
+
+
+def check_embed(loaded: LoadedModel, *, tolerance: float = 1e-4, rounds: int = 2) -> None:
+    """Embeddings equal the pooled hidden states of each prompt alone, in chunks, beside others and continuations.
+
+    Means and last positions of prompts that share random prefixes, in a cache too small for all of them: a prefix that
+    is found there saves the last position its way, and takes nothing from a mean.
+
+    Raises:
+        ParityError: They do not, or no prefix was found.
+    """
+    draw = random.Random(5)  # noqa: S311 - test data, not a secret
+    page_size, num_pages = _pages(loaded, _PAGE_SIZE, 128)
+    longest = min(max(24, 3 * page_size), loaded.shape.max_position // 2)
+    shared = random_tokens(loaded, longest, seed=0)
+    engine = build_engine(
+        loaded,
+        num_pages=num_pages,
+        page_size=page_size,
+        max_model_len=2 * longest,
+        max_num_seqs=4,
+        max_step_tokens=_STEP_TOKENS,
+        prefix_caching=True,
+    )
+    for number in range(rounds):
+        requests = []
+        for index in range(8):
+            own = random_tokens(loaded, draw.randint(1, 9), seed=draw.getrandbits(32))
+            prompt = [*shared[: draw.randint(0, longest)], *own]
+            name = f"{number}.{index}"
+            if index % 4 == 3:
+                requests.append(make_request(name, prompt, max_tokens=6))
+            else:
+                params = PoolingParams(pooling="mean" if index % 2 else "last", normalize=bool(draw.getrandbits(1)))
+                requests.append(make_embedding_request(name, prompt, params))
+        for request, output in zip(requests, run_requests(engine, requests, seed=number), strict=True):
+            if isinstance(request.params, PoolingParams):
+                _judge_embedding(loaded, request.params, output, tolerance=tolerance)
+            else:
+                judge("beside embeddings", loaded, request, output, tolerance=tolerance)
+    if engine.cache.stats.hits == 0:
+        raise ParityError(f"nothing was shared, so nothing is proved: {engine.cache.stats}")
+
+
+def _judge_embedding(loaded: LoadedModel, params: PoolingParams, output: RequestOutput, *, tolerance: float) -> None:
+    place = f"{params.pooling} of {len(output.prompt_token_ids)} hidden states, {output.request_id!r}"
+    if output.embedding is None:
+        raise ParityError(f"{place}: {output.error}")
+    rows = hidden_whole(loaded, output.prompt_token_ids).cpu().double()
+    expected = rows.mean(dim=0) if params.pooling == "mean" else rows[-1]
+    if params.normalize:
+        expected /= expected.norm()
+    compare(place, torch.from_numpy(output.embedding)[None], expected[None], tolerance=tolerance)
 
 
 def _pages(loaded: LoadedModel, page_size: int, num_tokens: int) -> tuple[int, int]:

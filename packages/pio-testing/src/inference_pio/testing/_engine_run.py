@@ -16,7 +16,7 @@ from inference_pio.testing._run import paged_cache
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from inference_pio.interfaces import Executor, RequestOutput
+    from inference_pio.interfaces import Executor, PoolingParams, RequestOutput
     from inference_pio.testing._load import LoadedModel
 
 
@@ -68,6 +68,11 @@ def make_request(
         ignore_eos=True,
         logprobs=logprobs,
     )
+    return Request(request_id=name, prompt_token_ids=tuple(prompt), params=params)
+
+
+def make_embedding_request(name: str, prompt: Iterable[int], params: PoolingParams) -> Request:
+    """A request to embed a prompt."""
     return Request(request_id=name, prompt_token_ids=tuple(prompt), params=params)
 
 

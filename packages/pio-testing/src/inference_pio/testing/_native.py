@@ -22,7 +22,7 @@ from inference_pio.kernels import (
     load_parameters,
 )
 from inference_pio.testing._compare import compare
-from inference_pio.testing._engine_checks import check_preempted, check_prefix_hit, check_speculative
+from inference_pio.testing._engine_checks import check_embed, check_preempted, check_prefix_hit, check_speculative
 from inference_pio.testing._equivalence import random_mix, random_schedule
 from inference_pio.testing._run import paged_cache, random_pages, random_tokens, run_schedule, step_batch
 from inference_pio.weights import open_weights
@@ -43,8 +43,8 @@ def check_native(loaded: LoadedModel, *, tolerance: float = _TOLERANCE, layouts:
     """The program gives the logits of the PyTorch modules, over random mixes of chunks and decoding on scattered pages.
 
     The interpreter does, and the kernels of every instruction set that runs here; and in the real engine the native
-    executor passes the checks of prefix caching, preemption and speculation. Loads the checkpoint again, in float32 on
-    the CPU, since tiles and cache in float32 are what can be held to ``tolerance``, 1e-4 at most.
+    executor passes the checks of prefix caching, preemption, speculation and embeddings. Loads the checkpoint again, in
+    float32 on the CPU, since tiles and cache in float32 are what can be held to ``tolerance``, 1e-4 at most.
 
     Raises:
         ParityError: They are not the same.
@@ -64,7 +64,7 @@ def check_native(loaded: LoadedModel, *, tolerance: float = _TOLERANCE, layouts:
     for seed in range(layouts):
         _check_steps(loaded, runners, seed=seed, tolerance=tolerance)
     native = replace(loaded, executor=partial(_executor, loaded, program, parameters), page_multiple=PAGE_SIZE_MULTIPLE)
-    for check in (check_prefix_hit, check_preempted, check_speculative):
+    for check in (check_prefix_hit, check_preempted, check_speculative, check_embed):
         check(native, tolerance=tolerance)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -30,6 +31,13 @@ def load_reference(folder: Path, *, dtype: str = "float32") -> PreTrainedModel:
             folder, dtype=getattr(torch, dtype), attn_implementation="eager", local_files_only=True
         )
     return model
+
+
+@torch.no_grad()
+def reference_hidden_states(model: PreTrainedModel, token_ids: Sequence[int]) -> Tensor:
+    """Hidden states after the final norm, float32 (tokens, E), of ``token_ids`` in transformers' ``model``."""
+    states: Tensor = model.base_model(torch.tensor([list(token_ids)]), use_cache=False).last_hidden_state[0].float()
+    return states
 
 
 @torch.no_grad()

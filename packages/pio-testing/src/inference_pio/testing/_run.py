@@ -102,6 +102,13 @@ def run_whole(loaded: LoadedModel, token_ids: Sequence[int]) -> Tensor:
     return run_schedule(loaded, [token_ids], [[len(token_ids)]], cache=cache, pages=[[0]])[0]
 
 
+def hidden_whole(loaded: LoadedModel, token_ids: Sequence[int]) -> Tensor:
+    """Hidden states after the final norm, float32 (tokens, E), of one sequence in one step over a fresh cache."""
+    cache = contiguous_cache(loaded, num_sequences=1, max_length=len(token_ids))
+    step = step_batch([token_ids], [0], [len(token_ids)], [[0]], page_size=cache.page_size, groups=cache.groups)
+    return _hidden(loaded, step, cache).float()
+
+
 def trace_model(loaded: LoadedModel, token_ids: Sequence[int]) -> Trace:
     """Logits and hidden states of ``token_ids`` in one step over a fresh contiguous cache."""
     with record_layers(loaded.module, loaded.shape.num_layers) as layers:
@@ -172,13 +179,16 @@ def _tables(
 
 
 def _forward(loaded: LoadedModel, step: StepBatch, cache: KVCache) -> Tensor:
-    hidden = loaded.hidden(
+    return loaded.logits(_hidden(loaded, step, cache)).float()
+
+
+def _hidden(loaded: LoadedModel, step: StepBatch, cache: KVCache) -> Tensor:
+    return loaded.hidden(
         torch.from_numpy(step.token_ids).to(loaded.device),
         torch.from_numpy(step.positions).to(loaded.device),
         cache,
         ragged_batch(step, loaded.device),
     )
-    return loaded.logits(hidden).float()
 
 
 def _stale(cache: PagedKVCache | ContiguousKVCache, loaded: LoadedModel) -> KVCache:
