@@ -31,7 +31,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from api_changes import breaking_changes
-from published import NotPublishedError, fetch_published
+from published import fetch_published
 from release_fragments import bump_of, bumped, read_fragments
 from release_git import released_versions, tag_name
 from release_refusal import RefusedError
@@ -151,10 +151,7 @@ def last_release(root: Path, member: Member, index: str | None, folder: Path) ->
         RefusedError: A tag without the distribution, an index that does not answer.
     """
     if index is not None:
-        try:
-            return fetch_published(index, member.name, folder)
-        except NotPublishedError:
-            return None
+        return fetch_published(index, member.name, folder)
     versions = [version for version in released_versions(root, member.name) if not version.is_prerelease]
     if not versions:
         return None

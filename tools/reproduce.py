@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archive_difference import differences
-from workspace import ROOT, Member, read_members
+from release_build import platforms
+from workspace import ROOT, Member, read_members, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,8 +37,6 @@ SHARED = ("pyproject.toml", ".gitignore")
 
 CONSTRAINTS = ROOT / ".github" / "requirements" / "backends.txt"
 """Hashes of the build backends, which every build for a release is held to."""
-
-TARGET_VARIABLE = "PIO_KERNELS_TARGET"
 
 
 class ReproduceError(Exception):
@@ -80,9 +79,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build distributions twice and compare the bytes.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="distributions (default: all)")
     parser.add_argument("--revision", default="HEAD", help="commit to build (default: %(default)s)")
-    parser.add_argument("--target", action="append", default=[], help=f"a wheel for this {TARGET_VARIABLE}; repeatable")
+    parser.add_argument(
+        "--all-platforms", action="store_true", help="every wheel of a release, not this machine's alone"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="keep the archives of the first build here")
-    parser.add_argument("--against", type=Path, metavar="DIR", help="compare with these archives, too")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="compare with these archives, too, flat or by name")
     parser.add_argument("--root", type=Path, default=ROOT, help="root of the workspace (default: around this file)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
@@ -97,8 +98,8 @@ def main() -> None:
         commit = commit_id(root, arguments.revision)
         for name in arguments.names or members:
             with tempfile.TemporaryDirectory(prefix="pio-reproduce-") as scratch:
-                built = build_twice(root, members[name], commit, arguments.target, Path(scratch))
-                results |= compare(built, arguments.against)
+                built = build_twice(root, members[name], commit, arguments.all_platforms, Path(scratch))
+                results |= compare(built, _places(arguments.against, name))
                 if arguments.out is not None:
                     arguments.out.mkdir(parents=True, exist_ok=True)
                     for archive, _ in built:
@@ -134,7 +135,7 @@ def source_date(root: Path, folder: Path, revision: str) -> int:
 
 
 def build_twice(
-    root: Path, member: Member, revision: str, targets: Iterable[str], scratch: Path
+    root: Path, member: Member, revision: str, all_platforms: bool, scratch: Path
 ) -> list[tuple[Path, Path]]:
     """The archives of ``member`` from both builds: its source distribution, and the wheels from that.
 
@@ -142,6 +143,7 @@ def build_twice(
         ReproduceError: A build that failed, or two with different names of files.
     """
     date = source_date(root, member.folder, revision)
+    targets = list(platforms(member)) if all_platforms else []
     both = [build(root, member, revision, targets, date, scratch, around) for around in (FIRST, SECOND)]
     names = [[path.name for path in paths] for paths in both]
     if names[0] != names[1]:
@@ -168,13 +170,14 @@ def build(
     place = member.folder.relative_to(root)
     export(root, revision, [place.as_posix(), *SHARED], tree, around)
     environment = {**os.environ, **around.variables, "SOURCE_DATE_EPOCH": str(date), "UV_NO_PROGRESS": "1"}
-    environment.pop(TARGET_VARIABLE, None)
+    variable = str(table(member.document, "tool", "pio-workspace", "platform-wheels").get("variable", ""))
+    environment.pop(variable, None)
     pinned = ["--build-constraints", str(CONSTRAINTS), "--require-hashes"]
     command = ["uv", "--quiet", "build", *pinned, "--out-dir", str(out)]
     _run([*command, "--sdist", str(tree / place)], tree, environment, around, member)
     [source] = out.glob("*.tar.gz")
     for target in list(targets) or [""]:
-        chosen = {**environment, TARGET_VARIABLE: target} if target else environment
+        chosen = {**environment, variable: target} if target else environment
         _run([*command, "--wheel", str(source)], tree, chosen, around, member)
     return sorted(path for path in out.iterdir() if path.name.endswith((".whl", ".tar.gz")))
 
@@ -210,6 +213,11 @@ def compare(built: Iterable[tuple[Path, Path]], against: Path | None) -> dict[st
         digest = hashlib.sha256(first.read_bytes()).hexdigest()
         results[first.name] = {"sha256": digest, "bytes": first.stat().st_size, "differences": found}
     return results
+
+
+def _places(against: Path | None, name: str) -> Path | None:
+    """Where the archives of ``name`` to compare with lie: in a folder of that name, if there is one."""
+    return against / name if against is not None and (against / name).is_dir() else against
 
 
 def render(results: Mapping[str, Mapping[str, object]]) -> str:
