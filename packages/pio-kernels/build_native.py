@@ -9,6 +9,7 @@ Environment:
     PIO_KERNELS_TARGET: One of ``TARGETS``; the machine's own unless said otherwise.
     PIO_KERNELS_CXX: An installed compiler to use instead, for the machine's own target alone.
     PIO_KERNELS_FLAGS: More flags for compiling and linking, such as ``-fsanitize=undefined``.
+    PIO_KERNELS_BUILD: Folder of the objects, which builds elsewhere may share; ``build/`` beside this file otherwise.
 
 Knows nothing of hatchling; ``hatch_build.py`` puts the result into a wheel.
 """
@@ -185,7 +186,7 @@ def build_library(environment: Mapping[str, str]) -> Path:
     if not sources:
         message = f"no sources in {ROOT / 'native'}; build from a checkout or a source distribution"
         raise BuildError(message)
-    folder = ROOT / "build" / target.triple
+    folder = Path(environment.get("PIO_KERNELS_BUILD") or ROOT / "build") / target.triple
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_processors()) as pool:
         objects = list(pool.map(lambda source: _compile(source, target, compiler, folder), sources))

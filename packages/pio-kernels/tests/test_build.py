@@ -51,6 +51,20 @@ def test_a_library_is_built_in_place(build):
     assert ctypes.CDLL(str(path)).four() == 4
 
 
+def test_builds_elsewhere_share_objects(build, monkeypatch, tmp_path_factory):
+    """The same sources in another folder are the same objects: a wheel from a source distribution compiles nothing."""
+    shared = {"PIO_KERNELS_BUILD": str(tmp_path_factory.mktemp("shared"))}
+    first = build.build_library(shared)
+    assert first.is_relative_to(shared["PIO_KERNELS_BUILD"])
+    assert not (build.ROOT / "build").exists()
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(build.ROOT, elsewhere)
+    monkeypatch.setattr(build, "ROOT", elsewhere)
+    compiled = []
+    monkeypatch.setattr(build.Compiler, "run", lambda *arguments: compiled.append(arguments[-1]))
+    assert (build.build_library(shared), compiled) == (first, [])
+
+
 def test_building_again_compiles_what_changed(build, monkeypatch):
     """Nothing without a change; with one in a source, that source; with one in a header, all that include it."""
     compiled = []
