@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 BACKENDS = PurePosixPath(".github/requirements/backends.txt")
 """Hashes of the build backends: a tree that has this file builds with nothing else."""
 
+_OBJECTS = "PIO_KERNELS_BUILD"
 _IN_SOURCE = ("PKG-INFO", "pyproject.toml", "README.md", "LICENSE")
 
 
@@ -60,7 +61,9 @@ def build(root: Path, member: Member, folder: Path) -> list[Path]:
     """
     shutil.rmtree(folder, ignore_errors=True)
     place = member.folder.relative_to(root).as_posix()
-    environment = {**os.environ, "SOURCE_DATE_EPOCH": git(root, "log", "-1", "--format=%ct", "--", place).strip()}
+    # What a developer sets for builds of their own must not reach a release; objects are known by their hash.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PIO_") or key == _OBJECTS}
+    environment |= {"SOURCE_DATE_EPOCH": git(root, "log", "-1", "--format=%ct", "--", place).strip()}
     pinned = ["--build-constraints", str(BACKENDS), "--require-hashes"] if (root / BACKENDS).is_file() else []
     command = ["uv", "--quiet", "build", "--no-create-gitignore", *pinned, "--out-dir", str(folder)]
     _run(root, [*command, "--sdist", str(member.folder)], environment)
