@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 import zipfile
 from pathlib import Path
 from urllib.parse import unquote
@@ -27,7 +28,7 @@ from build_native import TARGETS  # noqa: E402 - beside its package; the line ab
 
 from check_library import check_library_wheel  # noqa: E402 - tools/ is no package; the same
 from check_wheel import check_wheel  # noqa: E402 - the same
-from workspace import Light, read_members  # noqa: E402 - the same
+from workspace import Light, read_members, table  # noqa: E402 - the same
 
 nox.needs_version = ">=2026.10"
 nox.options.default_venv_backend = "uv"
@@ -91,8 +92,34 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tools(session: nox.Session) -> None:
     """Tests of the workspace's own tools."""
-    session.install(*TOOLS, "pytest>=8.4", "pytest-xdist>=3.8")
+    session.install(*TOOLS, "pytest>=8.4", "pytest-xdist>=3.8", "pyyaml>=6")
     session.run("pytest", "-c", "pyproject.toml", "tools/tests", *session.posargs)
+
+
+@nox.session
+def api(session: nox.Session) -> None:
+    """What breaks in the public API of each distribution since its last release; arguments go to the tool."""
+    session.install(*TOOLS)
+    session.run("python", "tools/check_api.py", *session.posargs)
+
+
+@nox.session
+def reproduce(session: nox.Session) -> None:
+    """Build distributions twice and compare the bytes: those that are named, or all of them."""
+    session.install(*TOOLS)
+    session.run("python", "tools/reproduce.py", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def requirements(session: nox.Session) -> None:
+    """Resolve anew what releases are built and published with, as of the root's date, into .github/requirements/."""
+    session.cd(ROOT / ".github" / "requirements")
+    newest = table(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")), "tool", "uv")["exclude-newer"]
+    shape = ["--universal", "--generate-hashes", "--python-version", "3.11", "--exclude-newer", str(newest)]
+    named = ["--custom-compile-command", "uv run nox -s requirements"]
+    for path in sorted(Path.cwd().glob("*.in")):
+        command = ["uv", "--quiet", "pip", "compile", "--upgrade", *shape, *named, path.name]
+        session.run(*command, "--output-file", path.with_suffix(".txt").name, external=True)
 
 
 @nox.session
