@@ -131,14 +131,10 @@ JOBS += '{"name": "the same bytes on another machine", "conclusion": "success"}]
 )
 def test_a_run_of_another_kind_is_refused(tmp_path, changed, code):
     """Another workflow, branch or repository, or one that did not pass: nothing of it is published."""
-    if subprocess.run(["jq", "--version"], capture_output=True, check=False).returncode:
+    if shutil.which("jq") is None:
         pytest.skip("needs jq")
-    values = {
-        "PATH": ".github/workflows/release.yml",
-        "BRANCH": "main",
-        "REPOSITORY": "a/b",
-        "FIRST": "success",
-    } | changed
+    usual = {"PATH": ".github/workflows/release.yml", "BRANCH": "main", "REPOSITORY": "a/b", "FIRST": "success"}
+    values = usual | changed
     run, jobs = RUN, changed.get("JOBS", JOBS)
     for word in ("PATH", "BRANCH", "REPOSITORY"):
         run = run.replace(word, values[word])
