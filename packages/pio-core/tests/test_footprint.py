@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import time
+import weakref
+
 import psutil
 import pytest
 
@@ -65,3 +70,21 @@ def test_model_that_is_not_there_is_said(tmp_path):
 def test_free_memory_of_a_processor_is_that_of_the_machine(options):
     """Within what it has at all."""
     assert 0 < free_memory(**options) <= psutil.virtual_memory().total
+
+
+def test_memory_goes_with_the_last_reference(checkpoint):
+    """A closed model that ran asynchronously waits for no garbage collection, which may come much later."""
+    gc.collect()
+    gc.disable()
+    try:
+        llm = LLM(checkpoint, executor="native", packed_cache_bytes=0)
+        executor = weakref.ref(llm._executor)
+        asyncio.run(llm.start_async().close())
+        llm.close()
+        del llm
+        deadline = time.monotonic() + 5
+        while executor() is not None and time.monotonic() < deadline:  # a thread may be about to let go
+            time.sleep(0.01)
+        assert executor() is None
+    finally:
+        gc.enable()

@@ -184,6 +184,7 @@ class AsyncEngine:
         self._closing = True
         self._inbox.put(self._cancel_all)
         self._thread.join()
+        self._inbox = SimpleQueue()  # what came too late refers to this object, and would keep weights in memory
         if self._compilers is not None:
             self._compilers.shutdown(
                 wait=False
