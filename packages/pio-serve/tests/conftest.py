@@ -8,7 +8,9 @@ import threading
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from inference_pio.core import LLM
 from inference_pio.serve import Bounds, KeyRing, PioServer, ServeSettings
@@ -81,10 +83,11 @@ class Running:
         raise AssertionError(f"{len(self.engine.scheduler.running)} still run, cache at {self.engine.cache.usage}")
 
 
-def start(settings, load):
-    """Run a server in a thread until its model is there, or loading failed."""
+def start(settings, load, models=()):
+    """Run a server in a thread until a model is there, or loading failed."""
     ready = threading.Event()
-    server = PioServer(settings, "model", load, on_ready=lambda *_: ready.set())
+    given = {"name": "model", "load": load} if not models else {"models": models}
+    server = PioServer(settings, **given, on_ready=lambda *_: ready.set())
 
     def run():
         server.run()
@@ -117,8 +120,8 @@ def start_server(load_model):
     """Starts servers with other settings; they end with the test."""
     started = []
 
-    def begin(load=load_model, **settings):
-        running = start(ServeSettings(port=0, **settings), load)
+    def begin(load=load_model, models=(), **settings):
+        running = start(ServeSettings(port=0, **settings), load, models)
         started.append(running)
         return running
 
@@ -127,3 +130,51 @@ def start_server(load_model):
         running.server.drain()
         running.thread.join(20)
         assert not running.thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """Makes folders with tiny random models of their own names, with a tokenizer of numbers."""
+
+    def make(name, seed=0, **sizes):
+        folder = tmp_path_factory.mktemp("models") / name
+        folder.mkdir()
+        write_tiny_model(folder, seed=seed, **sizes)
+        return folder
+
+    return make
+
+
+def write_tiny_model(folder, *, seed, layers=2, hidden=64, vocab=131):
+    """A Llama in float32 whose weights are drawn: ``config.json``, safetensors and ``tokenizer.json``."""
+    random = np.random.default_rng(seed)
+
+    def matrix(rows, columns):
+        return (random.standard_normal((rows, columns)) * columns**-0.5).astype(np.float32)
+
+    ones = np.ones(hidden, np.float32)
+    tensors = {"model.embed_tokens.weight": matrix(vocab, hidden), "lm_head.weight": matrix(vocab, hidden)}
+    tensors["model.norm.weight"] = ones
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}"
+        tensors |= {f"{prefix}.{name}_layernorm.weight": ones for name in ("input", "post_attention")}
+        for name, rows in (("q", hidden), ("k", hidden // 2), ("v", hidden // 2), ("o", hidden)):
+            tensors[f"{prefix}.self_attn.{name}_proj.weight"] = matrix(rows, hidden)
+        for name, shape in (("gate", (96, hidden)), ("up", (96, hidden)), ("down", (hidden, 96))):
+            tensors[f"{prefix}.mlp.{name}_proj.weight"] = matrix(*shape)
+    save_file(tensors, folder / "model.safetensors")
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab, "hidden_size": hidden,
+        "intermediate_size": 96, "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, vocab)}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))

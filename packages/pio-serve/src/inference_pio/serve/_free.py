@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import sys
 
 
 def give_memory_back() -> None:
-    """Free what nobody refers to, and have the C library return it.
+    """Have the C library return what is free.
 
-    Weights and caches are mappings of their own, which go as soon as nobody refers to them. What came in small pieces
-    (tokenizers, merges, bookkeeping of pages) lies in the C library's heap, and glibc keeps freed memory there below
-    whatever is still in use above it.
+    Weights and caches are mappings of their own, which go with the last reference to them. What came in small pieces
+    (tokenizers, merges, bookkeeping of pages) lies in the C library's heap, and glibc keeps freed memory there as long
+    as something above it is in use.
     """
-    gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
         if trim is not None:

@@ -145,7 +145,7 @@ class ModelPool:
             for model in models:
                 model.planned = await self._look(model)
             for model in models[wanted:]:
-                model.at_start = False
+                model.at_start, model.planned = False, None
                 LOG.info("model %s is loaded when it is asked for", model.name)
             self._check_start(models[:wanted])
             return [await self._load_at_start(model) for model in models[:wanted]]
@@ -253,7 +253,8 @@ class ModelPool:
         try:
             async with asyncio.timeout(timeout_s):
                 while model.served is None:
-                    refusal = await asyncio.shield(self._moving(model))
+                    await asyncio.wait({moving := self._moving(model)})  # goes on if this one stops waiting
+                    refusal = None if moving.cancelled() else moving.result()
                     if refusal is not None:
                         raise refusal.error()
         except TimeoutError:
