@@ -72,7 +72,7 @@ def test_both_executors_say_the_same(tiny_checkpoint, family):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"dtype": "float32"}, "dtype='float32' is asked for, and it computes on weights as they are stored"),
+        ({"dtype": "float32"}, "dtype='float32' is asked for, and it computes on weights as they are stored, or in"),
         ({"attention": "sdpa"}, "attention='sdpa' is asked for, and it has its own"),
         ({"kv_cache": "contiguous"}, "kv_cache='contiguous' is asked for, and its cache has pages"),
         ({"deterministic": True}, "deterministic=True is asked for, and how it divides the work depends on what else"),
@@ -90,6 +90,47 @@ def test_options_that_only_torch_serves(tiny_checkpoint, caplog, options, reason
         assert llm.executor == "torch"
         assert f"not native: {reason}" in llm.executor_summary
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_weights_quantised_while_they_are_loaded(tiny_checkpoint, family):
+    """dtype int8: matrices become blocks of 8 bits, a quarter of their float32 size, and answers hardly change."""
+    path = tiny_checkpoint(family)
+    prompt = {"prompt_token_ids": list(range(3, 40))}
+    asked = SamplingParams(temperature=0, max_tokens=1, logprobs=20)
+    tops = {}
+    for dtype in ("auto", "int8"):
+        with LLM(path, dtype=dtype, **SIZES) as llm:
+            [output] = llm.generate([prompt], asked)
+            tops[dtype] = {token: entry.logprob for token, entry in output.outputs[0].logprobs[0].items()}
+            if dtype == "int8":
+                assert (llm.executor, llm.dtype) == ("native", "Q8")
+                assert llm.weight_bytes < 1.2 * llm.shape.num_parameters
+    common = tops["auto"].keys() & tops["int8"].keys()
+    assert len(common) > 10
+    for token in common:
+        assert tops["int8"][token] == pytest.approx(tops["auto"][token], abs=0.1)
+    assert any(tops["int8"][token] != tops["auto"][token] for token in common)
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        ({"executor": "torch"}, "the torch executor keeps no weights in int8", "executor='native', or another dtype"),
+        (
+            {"kv_cache": "contiguous"},
+            "kv_cache='contiguous' is asked for, and its cache has pages",
+            "leave kv_cache out, or executor='torch'",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("no_gpu")
+def test_int8_weights_are_for_the_native_executor(tiny_checkpoint, options, message, hint):
+    """Nothing else may take its place silently."""
+    with pytest.raises(UnsupportedError, match=re.escape(message)) as caught:
+        LLM(tiny_checkpoint("llama"), dtype="int8", **options, **SIZES)
+    assert caught.value.hint == hint
 
 
 @pytest.mark.usefixtures("no_gpu", "without_lowering")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from inference_pio.interfaces import MalformedFileError, UnsupportedError, WeightMap, WeightRule
-from inference_pio.kernels import ProgramBuilder, load_parameters
+from inference_pio.kernels import ProgramBuilder, load_parameters, packed_nbytes
 
 
 def program(*, tied=False, bias=False):
@@ -63,6 +63,13 @@ def half_split(rows, heads):
     for head in rows.reshape(heads, -1, *rows.shape[1:]):
         out += [*head[0::2], *head[1::2]]
     return np.stack(out)
+
+
+@pytest.mark.parametrize("weights", ["auto", "bf16", "int8"])
+def test_the_size_is_known_before_anything_is_packed(filled, weights):
+    """To the byte."""
+    expected = packed_nbytes(program(), filled, MAP, tied_head=False, weights=weights)
+    assert load_parameters(program(), filled, MAP, tied_head=False, weights=weights).nbytes == expected
 
 
 @pytest.mark.parametrize("bias", [False, True])

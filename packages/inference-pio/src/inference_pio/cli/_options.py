@@ -47,7 +47,7 @@ def model_options(function: Decorated) -> Decorated:
         click.option("-m", "--model", type=ModelName(), metavar="MODEL", help="Name, folder, GGUF file or hub id."),
         click.option("--executor", metavar="NAME", help="auto, native (fused CPU programs) or torch."),
         click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ..."),
-        click.option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16."),
+        click.option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16, float16 or int8."),
         click.option("--threads", metavar="N", help="CPU threads."),
         click.option("--max-model-len", metavar="N", help="Context length in tokens."),
     )

@@ -28,7 +28,7 @@ _TRAINING = """
 _RUNNING = """
     use_cache return_dict output_hidden_states output_attentions torchscript use_bfloat16 chunk_size_feed_forward
     is_decoder tie_word_embeddings tie_encoder_decoder bos_token_id eos_token_id pad_token_id sep_token_id
-    decoder_start_token_id
+    unk_token_id decoder_start_token_id
 """
 
 # Older releases wrote the whole generation config into every model config.

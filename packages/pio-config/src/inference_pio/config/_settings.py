@@ -21,7 +21,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         executor: What computes the model: ``native`` is the CPU's fused programs, ``torch`` PyTorch on any device;
             ``auto`` takes the native one on a CPU where it can run the model.
         device: Where the model runs: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ...
-        dtype: Type of weights and activations; ``auto`` chooses by model and device.
+        dtype: Type of weights and activations; ``auto`` chooses by model and device. ``int8`` is for the native
+            executor, which quantises matrices in floating point while it loads them.
         threads: CPU threads; None takes the machine's physical cores.
         max_model_len: Context length in tokens; None takes the model's own.
         max_num_seqs: Sequences that run together at most.
@@ -51,7 +52,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     model: _Name = "smollm2-135m-instruct"
     executor: Literal["auto", "native", "torch"] = "auto"
     device: Annotated[str, Meta(pattern=r"^[a-z]+(:[0-9]{1,3})?\Z", description="auto, cpu, cuda or cuda:N")] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     threads: Annotated[int, Meta(ge=1, le=4096)] | None = None
     max_model_len: _Count | None = None
     max_num_seqs: Annotated[int, Meta(ge=1, le=65536)] = 64

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _CHOICES = {
     "executor": ("auto", "native", "torch"),
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "dtype": ("auto", "float32", "bfloat16", "float16", "int8"),
     "kv_cache": ("auto", "paged", "contiguous"),
     "kv_cache_dtype": ("auto", "float32", "bfloat16", "float16", "int8"),
     "scheduling_policy": ("fcfs", "priority"),

@@ -10,7 +10,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from inference_pio.core._threads import limit_spinning
 from inference_pio.core._torch_extra import check_torch_extra
@@ -107,7 +107,7 @@ def build_executor(
             return _build_native(checkpoint, options, max_model_len, is_draft, progress), None
         except (UnsupportedError, MissingDependencyError, BrokenDependencyError) as error:
             obstacle = Obstacle(error.message, error.hint or "executor='torch'", chosen=False)
-    if options.executor == "native":
+    if options.executor == "native" or options.dtype == "int8":
         raise UnsupportedError(
             f"the native executor does not run {checkpoint.name!r}: {obstacle.reason}", hint=obstacle.hint
         )
@@ -131,7 +131,7 @@ def find_obstacle(checkpoint: Checkpoint, options: EngineOptions) -> Obstacle | 
     capabilities = installed.manifest.capabilities
     asked = (
         ("device", options.device not in {"auto", "cpu"}, "it runs on the CPU"),
-        ("dtype", options.dtype != "auto", "it computes on weights as they are stored"),
+        ("dtype", options.dtype not in {"auto", "int8"}, "it computes on weights as they are stored, or in int8"),
         ("attention", options.attention != "auto", "it has its own"),
         ("kv_cache", options.kv_cache == "contiguous", "its cache has pages"),
         ("deterministic", options.deterministic, "how it divides the work depends on what else runs"),
@@ -149,6 +149,11 @@ def find_obstacle(checkpoint: Checkpoint, options: EngineOptions) -> Obstacle | 
     return None
 
 
+def native_weights(options: EngineOptions) -> Literal["auto", "int8"]:
+    """What the native executor makes of matrices in floating point."""
+    return "int8" if options.dtype == "int8" else "auto"
+
+
 def _build_native(
     checkpoint: Checkpoint,
     options: EngineOptions,
@@ -160,6 +165,7 @@ def _build_native(
 
     return build_native_executor(
         checkpoint,
+        weights=native_weights(options),
         threads=options.threads,
         max_model_len=max_model_len,
         max_num_seqs=options.max_num_seqs,
@@ -179,6 +185,10 @@ def _build_torch(
     is_draft: bool,
     progress: Callable[[int, int], None] | None,
 ) -> ModelExecutor:
+    if options.dtype == "int8":
+        raise UnsupportedError(
+            "the torch executor keeps no weights in int8", hint="executor='native', or another dtype"
+        )
     check_torch_extra()
     # Imported here, so that importing the API, or failing above, does not wait for torch.
     limit_spinning()

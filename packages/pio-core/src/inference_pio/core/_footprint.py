@@ -10,7 +10,7 @@ from inference_pio.config import Settings
 from inference_pio.config import cache_dir as default_cache_dir
 from inference_pio.core._assembly import EngineOptions
 from inference_pio.core._checkpoint import open_checkpoint
-from inference_pio.core._executors import find_obstacle, finds_cuda
+from inference_pio.core._executors import find_obstacle, finds_cuda, native_weights
 from inference_pio.core._locate import locate_model
 from inference_pio.core._memory import (
     HOST_BYTES,
@@ -173,10 +173,10 @@ def free_memory(*, executor: str = "auto", device: str = "auto") -> int:
 
 def _native_sizes(checkpoint: Checkpoint, options: EngineOptions) -> tuple[int, str, float, int]:
     """Bytes of the weights, what they are called, bytes of an element of the cache, multiple of its pages."""
-    from inference_pio.core.native_executor import KV_BYTES, KV_FORMATS, PAGE_TOKENS
+    from inference_pio.core.native_executor import KV_BYTES, KV_FORMATS, PAGE_TOKENS, lower, packed_bytes
 
-    stored = sum(checkpoint.source.info(name).nbytes for name in checkpoint.source)
-    return stored, "tiles", KV_BYTES[KV_FORMATS[options.kv_cache_dtype]], PAGE_TOKENS
+    packed = packed_bytes(checkpoint, lower(checkpoint), native_weights(options))
+    return packed, "tiles", KV_BYTES[KV_FORMATS[options.kv_cache_dtype]], PAGE_TOKENS
 
 
 def _torch_sizes(checkpoint: Checkpoint, options: EngineOptions) -> tuple[int, str, float, int]:

@@ -61,7 +61,8 @@ class LLM:
         executor: ``"native"`` for the fused CPU programs of pio-kernels, ``"torch"`` for PyTorch modules on any device,
             or ``"auto"`` for the native one on a CPU where it can run the model and the options allow it.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"`` for what the checkpoint and device favour;
-            any but ``"auto"`` needs the torch executor.
+            any but ``"auto"`` needs the torch executor, except ``"int8"``, which needs the native one: it quantises
+            matrices in floating point while they are loaded, in blocks of 32, and leaves those that are quantised.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ..., or ``"auto"`` for CUDA where there is one.
         threads: Threads that compute on the CPU; None for one per physical core that this process may use. The torch
             executor sets them for the whole process, and None leaves torch's choice.

@@ -20,6 +20,7 @@ from inference_pio.kernels import (
     Runtime,
     choose_instruction_set,
     load_parameters,
+    packed_nbytes,
 )
 
 if TYPE_CHECKING:
@@ -193,13 +194,13 @@ def build_native_executor(
     program = lower(checkpoint)
     chosen = choose_instruction_set(isa)  # before weights are packed, which may take minutes
     kv_format = KV_FORMATS[kv_cache_dtype]
-    stored_bytes = sum(checkpoint.source.info(name).nbytes for name in checkpoint.source)
+    weight_bytes = packed_bytes(checkpoint, program, weights)
     available = available_memory()
-    check_weights(checkpoint.name, stored_bytes, "tiles", available)
+    check_weights(checkpoint.name, weight_bytes, "tiles", available)
     plan = plan_cache(
         checkpoint.shape,
         dtype_bytes=KV_BYTES[kv_format],
-        budget=cache_budget(kv_cache_bytes, available - stored_bytes, share=HOST_SHARE, most=HOST_BYTES),
+        budget=cache_budget(kv_cache_bytes, available - weight_bytes, share=HOST_SHARE, most=HOST_BYTES),
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
         max_step_tokens=max_step_tokens,
@@ -246,6 +247,17 @@ def build_native_executor(
         weight_bytes=parameters.nbytes,
         kv_cache_bytes=runtime.nbytes,
         summary=f"native executor, {runtime.isa}, {team}, {formats} tiles, {kv_format} cache",
+    )
+
+
+def packed_bytes(checkpoint: Checkpoint, program: Program, weights: Weights) -> int:
+    """Bytes of the packed weights of ``program``, the model of ``checkpoint``.
+
+    Raises:
+        PioError: As :func:`build_native_executor`.
+    """
+    return packed_nbytes(
+        program, checkpoint.source, checkpoint.weight_map, tied_head=checkpoint.tied_head, weights=weights
     )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from inference_pio.kernels._pack_reference import pack_reference
     from inference_pio.kernels._packed_layout import Weights
     from inference_pio.kernels._packed_store import DEFAULT_MAX_BYTES, PackedEntry, PackedStore
-    from inference_pio.kernels._parameters import Parameters, load_parameters
+    from inference_pio.kernels._parameters import Parameters, load_parameters, packed_nbytes
     from inference_pio.kernels._program import (
         Attention,
         Embed,
@@ -63,6 +63,7 @@ _MODULES = MappingProxyType(
         "load_parameters": "inference_pio.kernels._parameters",
         "measure_limits": "inference_pio.kernels._limits",
         "pack_reference": "inference_pio.kernels._pack_reference",
+        "packed_nbytes": "inference_pio.kernels._parameters",
         "page_bytes": "inference_pio.kernels._runtime",
         "unpack": "inference_pio.kernels._tiles",
     }
@@ -97,6 +98,7 @@ __all__ = [
     "load_parameters",
     "measure_limits",
     "pack_reference",
+    "packed_nbytes",
     "page_bytes",
     "unpack",
 ]

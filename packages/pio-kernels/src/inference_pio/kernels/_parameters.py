@@ -144,6 +144,18 @@ def load_parameters(
     return Parameters(program.parameters, layout, data, cached=False)
 
 
+def packed_nbytes(
+    program: Program, source: WeightSource, weight_map: WeightMap, *, tied_head: bool, weights: Weights = "auto"
+) -> int:
+    """Bytes that :func:`load_parameters` will take for the same arguments; nothing is read but what describes tensors.
+
+    Raises:
+        PioError: As :func:`load_parameters`.
+        ValueError: The weight map does not fit the program.
+    """
+    return lay_out(program, plan_weights(program, source, weight_map, tied_head=tied_head), weights).nbytes
+
+
 def _label(source: WeightSource) -> str:
     """What people know the weights by: the name of their file, or of the folder of several."""
     files = sorted({source.info(name).file for name in source})

@@ -83,7 +83,7 @@ _ENGINE = ("executor", "device", "dtype", "threads", "max_model_len", "max_num_s
 @click.option("--access-log/--no-access-log", default=True, help="Write a line per request to standard error.")
 @click.option("--executor", metavar="NAME", help="auto, native (fused CPU programs) or torch.")
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16.")
+@click.option("--dtype", metavar="DTYPE", help="auto, float32, bfloat16, float16 or int8.")
 @click.option("--threads", metavar="N", help="CPU threads.")
 @click.option("--max-model-len", metavar="N", help="Context length in tokens.")
 @click.option("--max-num-seqs", metavar="N", help="Answers that are computed together at most.")
