@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from inference_pio.core import EngineMetrics
 from inference_pio.interfaces import ConfigError, DoesNotFitError, MalformedFileError, ModelNotFoundError
 from inference_pio.serve._errors import ApiError
 from inference_pio.serve._model_pool import RETRY_S, ModelPool
@@ -19,6 +20,9 @@ MIB = 2**20
 
 class Engine:
     """An engine that runs nothing."""
+
+    def snapshot(self):
+        return EngineMetrics()
 
     async def close(self):
         await asyncio.sleep(0)

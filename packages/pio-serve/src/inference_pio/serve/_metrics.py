@@ -14,11 +14,11 @@ from starlette.responses import Response
 
 from inference_pio.core._metrics import Counter, Gauge, Histogram
 from inference_pio.interfaces import FinishReason
+from inference_pio.serve._model_metrics import engine_metrics, model_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from inference_pio.core import EngineMetrics
     from inference_pio.serve._call import Call
     from inference_pio.serve._models import ServedModel
 
@@ -27,17 +27,22 @@ _ESCAPED = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
 
 async def metrics(call: Call) -> Response:
-    """What every engine has counted since its start; waits for none of them. Before a model is there, nothing."""
-    models = call.server.models.all()
-    lines = [*_info(models), *exposition([(model.name, model.engine.snapshot()) for model in models])]
+    """What every engine has counted since its start; waits for none of them. Before a model is known, nothing."""
+    pool = call.server.models
+    counted = [(model.name, engine_metrics(model)) for model in pool.named()]
+    lines = [
+        *_info(pool.all()),
+        *exposition([(name, metrics) for name, metrics in counted if metrics is not None]),
+        *exposition([(model.name, model_metrics(model)) for model in pool.named()]),
+    ]
     return Response("".join(f"{line}\n" for line in lines), headers={"content-type": CONTENT_TYPE})
 
 
-def exposition(engines: Sequence[tuple[str, EngineMetrics]]) -> Iterator[str]:
+def exposition(engines: Sequence[tuple[str, Iterable[Counter | Gauge | Histogram]]]) -> Iterator[str]:
     """Lines of the text, without their ends: a family at a time, within it a model at a time.
 
     Args:
-        engines: Name of a model, and what its engine counted.
+        engines: Name of a model, and what was counted of it: of each the same, in the same order.
     """
     for family in zip(*(metrics for _, metrics in engines), strict=True):
         yield from _head(family[0])

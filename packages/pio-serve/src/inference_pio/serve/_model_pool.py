@@ -16,6 +16,7 @@ from inference_pio.serve._beside import in_thread
 from inference_pio.serve._errors import ApiError, not_found, unavailable
 from inference_pio.serve._free import give_memory_back
 from inference_pio.serve._model_errors import Refusal, gib, load_failed, never_fits, others_busy
+from inference_pio.serve._model_metrics import add_up
 from inference_pio.serve._model_spec import spec_of
 from inference_pio.serve._models import ServedModel
 from inference_pio.serve._pooled_model import ModelState, PooledModel
@@ -421,9 +422,10 @@ class ModelPool:
 
     async def _unload(self, model: PooledModel, served: ServedModel) -> None:
         try:
+            model.past = add_up(model.past, served.engine.snapshot())
             await served.engine.close()
             await asyncio.to_thread(served.llm.close)
-            del served
+            del served  # the last reference: its memory is free
             await asyncio.to_thread(give_memory_back)
         finally:
             model.state, model.nbytes, model.moving = ModelState.UNLOADED, 0, None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
+    from inference_pio.core import EngineMetrics
     from inference_pio.serve._model_errors import Refusal
     from inference_pio.serve._model_spec import ModelSpec, PlannedModel
     from inference_pio.serve._models import ServedModel
@@ -51,6 +52,7 @@ class PooledModel:
         unloads: How often it was unloaded.
         load_failures: How often loading failed.
         load_s: Seconds that its loads took together.
+        past: What its engines had counted when it was unloaded last.
     """
 
     spec: ModelSpec
@@ -73,6 +75,7 @@ class PooledModel:
     unloads: int = 0
     load_failures: int = 0
     load_s: float = 0.0
+    past: EngineMetrics | None = None
 
     @property
     def label(self) -> str:
