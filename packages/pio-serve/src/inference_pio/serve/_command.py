@@ -12,6 +12,10 @@ from inference_pio.serve._settings import MEMORY_SHARE
 from inference_pio.serve._size import SizeType
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from inference_pio.config import Settings
+    from inference_pio.serve._lifecycle import PioServer
     from inference_pio.serve._models import ServedModel
     from inference_pio.serve._settings import ServeSettings
 
@@ -63,6 +67,10 @@ _ENGINE = ("executor", "device", "dtype", "threads", "max_model_len", "max_num_s
     type=click.Path(path_type=Path, dir_okay=False),
     help="Unix socket for pio admin, which only the user who starts the server may open.",
 )
+@click.option(
+    "--replicas", type=click.IntRange(1, 256), default=1, show_default=True, metavar="N",
+    help="Processes that answer, each with the models and its share of the cores.",
+)  # fmt: skip
 @click.option("--max-waiting", type=click.IntRange(min=1), default=256, show_default=True, help="Requests that wait.")
 @click.option(
     "--max-concurrent-per-key",
@@ -95,39 +103,79 @@ def serve(models: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - cl
     where another needs its memory. Every line about the server goes to standard error. SIGTERM lets running requests
     finish.
     """
+    from inference_pio.serve._lifecycle import serve as run
+
+    set_up_log(access=options["access_log"])
+    if options["replicas"] > 1:
+        from inference_pio.serve._router_command import make_router
+
+        run(make_router(models, options))
+    else:
+        run(make_server(models, options))
+
+
+def make_server(
+    models: tuple[str, ...],
+    options: dict[str, Any],
+    *,
+    on_listening: Callable[[str], None] | None = None,
+    on_ready: Callable[[ServedModel, str], None] | None = None,
+) -> PioServer:
+    """The server that the command's arguments and options describe.
+
+    Args:
+        models: The arguments.
+        options: The options, by the names of their parameters.
+        on_listening: Called once connections are taken, with the address; None to say so.
+        on_ready: Called with each model that is there, and the address; None to say so.
+
+    Raises:
+        PioError: A model or an option that is none.
+    """
     from inference_pio.config import load_settings
     from inference_pio.serve._lifecycle import PioServer
-    from inference_pio.serve._lifecycle import serve as run
     from inference_pio.serve._model_errors import gib
     from inference_pio.serve._model_files import memory_budget, model_spec, named_models
 
-    flags = {name: options[name] for name in _ENGINE if options[name] is not None}
-    settings = load_settings(flags=flags).settings
+    settings = engine_settings(options)
     named = named_models(models or (settings.model,), options["served_model_name"])
     budget = memory_budget(options["memory_budget"], settings, len(named))
     told = serve_settings({**options, "memory_budget": budget}, os.environ.get(KEY_VARIABLE))
     specs = [
         model_spec(
-            load_settings(flags={**flags, "model": model}).settings,
+            load_settings(flags={**_flags(options), "model": model}).settings,
             served_as=name,
             kv_cache_bytes=options["kv_cache_bytes"],
         )
         for name, model in named
     ]
-    _set_up_log(access=options["access_log"])
 
-    def on_listening(address: str) -> None:
+    def say_listening(address: str) -> None:
         doing = f"loading {named[0][1]}" if len(named) == 1 else f"looking for {len(named)} models"
-        _say(f"listening at {address}, {doing}{'' if budget is None else f' within {gib(budget)} of memory'}")
+        say(f"listening at {address}, {doing}{'' if budget is None else f' within {gib(budget)} of memory'}")
 
-    def on_ready(served: ServedModel, address: str) -> None:
-        keys = f"{len(told.keys)} API key{'s' if len(told.keys) != 1 else ''}" if told.keys else "no API key"
-        _say(
+    def say_ready(served: ServedModel, address: str) -> None:
+        say(
             f"serving {served.name} at {address}/v1 ({served.llm.executor_summary}, context "
-            f"{served.llm.max_model_len}, {keys}; ready after {served.llm.load_s:.1f} s)"
+            f"{served.llm.max_model_len}, {keys_summary(told)}; ready after {served.llm.load_s:.1f} s)"
         )
 
-    run(PioServer(told, models=specs, on_listening=on_listening, on_ready=on_ready))
+    return PioServer(told, models=specs, on_listening=on_listening or say_listening, on_ready=on_ready or say_ready)
+
+
+def engine_settings(options: dict[str, Any]) -> Settings:
+    """The settings of models from the command's options and the layers below them.
+
+    Raises:
+        ConfigError: A setting that is none.
+    """
+    from inference_pio.config import load_settings
+
+    return load_settings(flags=_flags(options)).settings
+
+
+def _flags(options: dict[str, Any]) -> dict[str, str]:
+    return {name: options[name] for name in _ENGINE if options[name] is not None}
 
 
 def serve_settings(options: dict[str, Any], key: str | None) -> ServeSettings:
@@ -164,11 +212,23 @@ def serve_settings(options: dict[str, Any], key: str | None) -> ServeSettings:
     )
 
 
-def _set_up_log(*, access: bool) -> None:
+def keys_summary(settings: ServeSettings) -> str:
+    """How many keys open the server."""
+    count = len(settings.keys)
+    return f"{count} API key{'s' if count != 1 else ''}" if count else "no API key"
+
+
+def set_up_log(*, access: bool, name: str = "") -> None:
+    """Write what happens to standard error.
+
+    Args:
+        access: Whether that is a line per request too.
+        name: Begins each line.
+    """
     import logging
 
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s {name}%(message)s"))
     log = logging.getLogger("inference_pio")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -178,5 +238,6 @@ def _set_up_log(*, access: bool) -> None:
     uvicorn_log.setLevel(logging.ERROR)  # what it says below that, we say, or clients could flood
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line about the server."""
     click.echo(f"pio: {text}", err=True)
