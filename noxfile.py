@@ -250,6 +250,13 @@ def build(session: nox.Session) -> None:
         session.error("\n".join(problems))
 
 
+@nox.session(name="release-rehearsal")
+def release_rehearsal(session: nox.Session) -> None:
+    """All releases to a real index on loopback: installed from there, killed in the middle, refused; takes minutes."""
+    session.install("packaging>=24", "pypiserver>=2.4")
+    session.run("python", "tools/release_rehearsal.py", *session.posargs)
+
+
 def _install(session: nox.Session, name: str, *, groups: bool, extra: str | None = None) -> None:
     """Make the session's environment hold exactly ``name``, what it needs, one ``extra`` and its test group.
 

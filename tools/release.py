@@ -70,7 +70,10 @@ def _parser() -> argparse.ArgumentParser:
         "check", parents=[shared, dry, placed], help="build releases, and check what is built"
     )
     checked.add_argument(
-        "names", nargs="*", metavar="NAME", help="distributions (default: what the index lacks, or all)"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="distributions (default: what is prepared and not on the index, or all)",
     )
     checked.add_argument("--index", metavar="URL", help="index of earlier releases; siblings come from there")
     checked.add_argument("--without-tests", action="store_true", help="leave the tests to others; the manifest says so")

@@ -10,7 +10,8 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from release_build import build, check_files, release_files
+from pending_releases import pending
+from release_build import build, check_files
 from release_environment import Workbench
 from release_git import commit_of, refuse_changes
 from release_index import Index
@@ -27,7 +28,7 @@ _TWINE = "twine>=7"
 
 
 def names_to_check(members: Mapping[str, Member], names: Iterable[str], index: str | None) -> list[str]:
-    """In dependency order: the ``names``, or what the ``index`` lacks of the tree, or everything.
+    """In dependency order: the ``names``, or what is prepared and not on the ``index``, or everything.
 
     Raises:
         RefusedError: A name that is unknown, a dependency cycle, an index that does not answer.
@@ -39,7 +40,7 @@ def names_to_check(members: Mapping[str, Member], names: Iterable[str], index: s
         return [name for name in order if name in wanted]
     if index is None:
         return order
-    return [name for name in order if set(release_files(members[name])) - Index(index).files(name).keys()]
+    return pending(members, Index(index))
 
 
 def check(
