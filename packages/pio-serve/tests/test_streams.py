@@ -68,6 +68,47 @@ def test_framing(served, path):
         assert "error" not in json.loads(event[6:])
 
 
+@pytest.mark.parametrize(
+    "text", ["", " word", 'a "quoted" \\ one', "line\r\n\x00\u2028", "\u00fc\u4e2d\U0001f600", "data: [DONE]\n\n"]
+)
+def test_frame_of_a_text_is_the_frame_of_its_value(text):
+    """What is encoded once and what is encoded each time are the same bytes."""
+    from inference_pio.serve._sse import TextFrames, frame
+
+    def make(text):
+        return {"id": "x", "choices": [{"index": 0, "delta": {"content": text}, "logprobs": None}], "usage": None}
+
+    assert TextFrames(make)(text) == frame(make(text))
+
+
+@pytest.mark.parametrize("with_usage", [False, True])
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+def test_all_pieces_of_a_text_have_the_same_fields(served, path, with_usage):
+    """The first, which is encoded whole, those after it, which are not, and those beside log-probabilities."""
+    body = {"max_tokens": 6, "ignore_eos": True, "temperature": 0, "stream_options": {"include_usage": with_usage}}
+    body |= {"messages": LONG["messages"], "logprobs": True} if path == CHAT else {"prompt": "a", "logprobs": 0}
+    pieces = []
+    for more in ({}, {"logprobs": None}):
+        connection, reply = open_stream(served, {**body, **more}, path)
+        assert reply.status == 200
+        found = [json.loads(event[6:]) for event in frames(reply.read())[:-1]]
+        connection.close()
+        texts = [piece for piece in found if piece["choices"] and not piece["choices"][0]["finish_reason"]]
+        assert len(texts) >= 5
+        pieces.append(texts)
+    slow, quick = pieces
+
+    def text(piece):
+        choice = piece["choices"][0]
+        return choice["delta"].get("content", "") if path == CHAT else choice["text"]
+
+    assert "".join(map(text, slow)) == "".join(map(text, quick))
+    shapes = {json.dumps({**piece, "id": 0, "created": 0, "choices": [sorted(piece["choices"][0])]}) for piece in quick}
+    shapes |= {json.dumps({**piece, "id": 0, "created": 0, "choices": [sorted(piece["choices"][0])]}) for piece in slow}
+    assert len(shapes) == 1
+    assert len({piece["id"] for piece in quick}) == 1
+
+
 def test_comment_while_nothing_comes(start_server):
     """A long prompt's silence is filled with comments, which are no events."""
     running = start_server(keep_alive_s=0.05)

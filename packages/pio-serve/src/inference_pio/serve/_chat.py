@@ -34,7 +34,7 @@ from inference_pio.serve._generation import Generation
 from inference_pio.serve._json import json_response
 from inference_pio.serve._logprobs import chat_logprob, names_token
 from inference_pio.serve._sampling import sampling_params, structured_outputs
-from inference_pio.serve._sse import EventStream, frame
+from inference_pio.serve._sse import EventStream, TextFrames, frame
 from inference_pio.serve._usage import usage
 
 if TYPE_CHECKING:
@@ -227,14 +227,8 @@ class ChatAnswer:
             ApiError: The server stopped first.
         """
         async for _, event in self._generation.events():
-            if event.token_id is not None:
-                self._tokens += 1
-            if event.metrics is not None:
-                self._cached = event.metrics.cached_tokens
-            reader = self._readers[event.index]
-            last = event.finish_reason is not None
-            pieces = reader.push(event.text, last=last)
-            yield event, pieces, _finish_reason(event.finish_reason, reader) if last else None
+            pieces, finish_reason = self._read(event)
+            yield event, pieces, finish_reason
 
     async def whole(self) -> ChatCompletion:
         """All of it.
@@ -282,11 +276,20 @@ class ChatAnswer:
             id=self.id, created=self.created, model=self._model.name, choices=[], usage=None if with_usage else UNSET
         )
         silent = set(range(len(self._readers)))
-        async for event, pieces, finish_reason in self.pieces():
+        quick: list[TextFrames | None] = [None] * len(self._readers)
+        async for _, event in self._generation.events():
+            text_frames = quick[event.index]
+            if text_frames is not None and event.finish_reason is None:
+                self._tokens += 1
+                if event.text:
+                    yield text_frames(event.text)
+                continue
             if event.index in silent:
                 silent.remove(event.index)
                 chunk.choices = [ChunkChoice(event.index, Delta(role="assistant", content=""))]
                 yield frame(chunk)
+                quick[event.index] = self._text_frames(chunk, event.index)
+            pieces, finish_reason = self._read(event)
             for choice in self._chunk_choices(event, pieces):
                 chunk.choices = [choice]
                 yield frame(chunk)
@@ -306,6 +309,26 @@ class ChatAnswer:
             cached=self._cached,
             reasoning=sum(reader.reasoning_tokens for reader in self._readers),
         )
+
+    def _read(self, event: TokenEvent) -> tuple[list[Piece], str | None]:
+        """What a token brings to its answer, and why the answer ended with it, if it did."""
+        if event.token_id is not None:
+            self._tokens += 1
+        if event.metrics is not None:
+            self._cached = event.metrics.cached_tokens
+        reader = self._readers[event.index]
+        last = event.finish_reason is not None
+        return reader.push(event.text, last=last), _finish_reason(event.finish_reason, reader) if last else None
+
+    def _text_frames(self, chunk: ChatChunk, index: int) -> TextFrames | None:
+        """Chunks of an answer that go on with text; None where more than text may come."""
+        if self._top is not None or not self._readers[index].is_plain:
+            return None
+
+        def make(text: str) -> ChatChunk:
+            return msgspec.structs.replace(chunk, choices=[ChunkChoice(index, Delta(content=text))])
+
+        return TextFrames(make)
 
     def _chunk_choices(self, event: TokenEvent, pieces: list[Piece]) -> list[ChunkChoice]:
         choices = [ChunkChoice(event.index, as_delta(piece)) for piece in pieces]

@@ -39,9 +39,14 @@ class ChoiceReader:
         self.has_calls = False
         self.reasoning_tokens = 0
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its text is content and nothing else, so that it need not be read."""
+        return self._reasoning is None and self._calls is None
+
     def push(self, text: str, *, last: bool) -> list[Piece]:
         """What one token's text, or the text held back with it, brings; ``last`` if no more follows."""
-        if self._reasoning is None and self._calls is None:
+        if self.is_plain:
             return [TextDelta(text)] if text else []
         pieces: list[Piece] = []
         content = text

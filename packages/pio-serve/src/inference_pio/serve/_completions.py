@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import UNSET
 
 from inference_pio.interfaces import FinishReason
@@ -17,7 +18,7 @@ from inference_pio.serve._generation import Generation
 from inference_pio.serve._json import json_response
 from inference_pio.serve._logprobs import CompletionLogprobList, names_token
 from inference_pio.serve._sampling import sampling_params, structured_outputs
-from inference_pio.serve._sse import EventStream, frame
+from inference_pio.serve._sse import EventStream, TextFrames, frame
 from inference_pio.serve._usage import usage
 
 if TYPE_CHECKING:
@@ -168,16 +169,7 @@ class TextAnswer:
             ApiError: The server stopped first.
         """
         async for place, event in self._generation.events():
-            if event.token_id is not None and not self._echo_only:
-                self._tokens += 1
-            if event.metrics is not None:
-                self._cached[place] = event.metrics.cached_tokens
-            reason = event.finish_reason
-            if reason is None:
-                yield place * self._n + event.index, event, None
-            else:
-                ended = "length" if self._echo_only else _finish_reason(reason)
-                yield place * self._n + event.index, event, ended
+            yield place * self._n + event.index, event, self._read(place, event)
 
     async def whole(self) -> Completion:
         """All of it.
@@ -225,7 +217,18 @@ class TextAnswer:
         )
         lists = [self._logprob_list() for _ in range(len(self._prompts) * self._n)]
         echoes = set(range(len(lists))) if self._echo else set()
-        async for index, event, finish_reason in self.events():
+        quick = [
+            None if self._echo or self._top is not None else _text_frames(piece, index) for index in range(len(lists))
+        ]
+        async for place, event in self._generation.events():
+            index = place * self._n + event.index
+            text_frames = quick[index]
+            if text_frames is not None and event.finish_reason is None:
+                self._tokens += 1
+                if event.text:
+                    yield text_frames(event.text)
+                continue
+            finish_reason = self._read(place, event)
             found = lists[index]
             if index in echoes:  # before its first token, with which the log-probabilities of the prompt come
                 echoes.remove(index)
@@ -246,6 +249,16 @@ class TextAnswer:
             piece.choices = []
             piece.usage = self._usage()
             yield frame(piece)
+
+    def _read(self, place: int, event: TokenEvent) -> str | None:
+        """Count a token; why its text ended with it, if it did."""
+        if event.token_id is not None and not self._echo_only:
+            self._tokens += 1
+        if event.metrics is not None:
+            self._cached[place] = event.metrics.cached_tokens
+        if event.finish_reason is None:
+            return None
+        return "length" if self._echo_only else _finish_reason(event.finish_reason)
 
     def _prefix(self, index: int) -> str:
         return self._prompts[index // self._n].text if self._echo else ""
@@ -282,6 +295,16 @@ class TextAnswer:
     def _usage(self) -> Usage:
         prompt = sum(len(prompt.token_ids) for prompt in self._prompts)
         return usage(prompt=prompt, completion=self._tokens, cached=sum(self._cached.values()))
+
+
+def _text_frames(piece: Completion, index: int) -> TextFrames:
+    """Pieces of a text that go on with nothing else."""
+
+    def make(text: str) -> Completion:
+        choice = CompletionChoice(index=index, text=text, logprobs=None, finish_reason=None)
+        return msgspec.structs.replace(piece, choices=[choice])
+
+    return TextFrames(make)
 
 
 def _finish_reason(reason: FinishReason) -> str:
