@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
+import threading
 import time
 
 import anthropic
@@ -11,7 +13,7 @@ import msgspec
 import pytest
 
 from inference_pio.interfaces import InvalidRequestError
-from inference_pio.serve import Bounds
+from inference_pio.serve import Bounds, PioServer, ServeSettings
 from inference_pio.serve._errors import ApiError, ErrorBody, invalid, named_as
 from inference_pio.serve._message_errors import MessageErrorBody
 
@@ -96,21 +98,39 @@ def test_good_replies_carry_the_id_where_the_client_looks(served):
     assert "request-id" not in served.post(CHAT, GOOD[CHAT])[1]
 
 
+@pytest.fixture(scope="module")
+def draining(load_model):
+    """A server that has one request to finish before it ends."""
+    ready = threading.Event()
+    server = PioServer(ServeSettings(port=0, drain_s=60), "m", load_model, on_ready=lambda *_: ready.set())
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    assert ready.wait(60)
+    port = int(server.address.rpartition(":")[2])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    body = {"prompt": "Once", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+    connection.getresponse().readline()
+    server.drain()
+    yield port
+    connection.close()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("path", GOOD)
-def test_draining_is_told_in_the_shape_of_the_path(start_server, path):
+def test_draining_is_told_in_the_shape_of_the_path(draining, path):
     """503 with Retry-After, an overload to Anthropic's clients."""
-    running = start_server(drain_s=5.0)
-    running.server.state.draining = True
-    running.server.state.open += 1  # so that it does not stop yet
-    try:
-        got = running.post(path, GOOD[path], key=None)
-    finally:
-        running.server.state.open -= 1
-    check_shape(path, *got)
-    assert got[0] == 503
-    assert int(got[1]["retry-after"]) >= 1
+    connection = http.client.HTTPConnection("127.0.0.1", draining, timeout=10)
+    connection.request("POST", path, json.dumps(GOOD[path]), {"content-type": "application/json"})
+    reply = connection.getresponse()
+    headers, told = {name.lower(): value for name, value in reply.getheaders()}, json.loads(reply.read())
+    connection.close()
+    check_shape(path, reply.status, headers, told)
+    assert reply.status == 503
+    assert int(headers["retry-after"]) >= 1
     if path.startswith(MESSAGES):
-        assert got[2]["error"]["type"] == "overloaded_error"
+        assert told["error"]["type"] == "overloaded_error"
 
 
 @pytest.mark.parametrize(
@@ -218,10 +238,10 @@ def test_connections_beyond_the_bound_are_told_so(start_server):
 def test_failure_inside_is_told_without_its_reason(served, monkeypatch, caplog):
     """500 in the shape of the path; the log has the place and the id, neither has the text of the exception."""
 
-    def fail(_name):
+    def fail(*_, **__):
         raise RuntimeError("a secret at /some/path")
 
-    monkeypatch.setattr(served.server.state.models, "get", fail)
+    monkeypatch.setattr(served.server.state.models, "lease", fail)
     for path, body in GOOD.items():
         with caplog.at_level("ERROR", logger="inference_pio.serve"):
             got = served.post(path, body)

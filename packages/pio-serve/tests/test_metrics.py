@@ -41,6 +41,14 @@ HISTOGRAMS = [
     "pio:request_params_n",
     "pio:request_params_max_tokens",
 ]
+ABOUT_HTTP = {
+    "http_requests": "counter",
+    "http_request_duration_seconds": "histogram",
+    "http_requests_inprogress": "gauge",
+    "pio:http_error_replies": "counter",
+    "pio:key_requests": "counter",
+    "pio:key_tokens": "counter",
+}
 
 
 def families(text):
@@ -69,10 +77,12 @@ def test_every_metric_of_the_list_is_there_with_its_type(served):
     found = families(scrape(served))
     assert {name: found[name.removesuffix("_total")].type for name in COUNTERS} == dict.fromkeys(COUNTERS, "counter")
     assert {name: found[name].type for name in GAUGES} == dict.fromkeys(GAUGES, "gauge")
+    assert {name: found[name].type for name in ABOUT_HTTP} == ABOUT_HTTP
     assert {name: found[name].type for name in HISTOGRAMS} == dict.fromkeys(HISTOGRAMS, "histogram")
     for family in found.values():
         assert family.documentation
-        assert {sample.labels["model_name"] for sample in family.samples} <= {"smollm2-135m-instruct"}
+        names = {sample.labels.get("model_name") for sample in family.samples}
+        assert names <= ({None} if family.name in ABOUT_HTTP else {"smollm2-135m-instruct"})
 
 
 def test_counts_are_those_of_the_requests_made(served):
@@ -179,3 +189,103 @@ def test_intervals_add_up(values):
 def test_before_a_model_is_there_the_text_is_empty():
     """Which the parser takes."""
     assert list(exposition([])) == []
+
+
+def of_http(text):
+    """Values of the metrics about HTTP, by name and labels in their order."""
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in parser.text_string_to_metric_families(text)
+        if family.name in ABOUT_HTTP
+        for sample in family.samples
+    }
+
+
+def wait_for(served, done):
+    """The first reading for which ``done`` holds: a reply may be read before it was counted."""
+    deadline = time.monotonic() + 10
+    while not done(found := of_http(scrape(served))):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found
+
+
+def test_requests_are_counted_by_route_method_and_class(served):
+    """Each once, by the route as it is spelled in the table; refusals by status; what was made up by nobody."""
+    served.wait_until_idle()
+    before = of_http(scrape(served))
+    chat = "/v1/chat/completions"
+    asked = [
+        (("POST", chat, {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}), {}, (chat, "POST", "2xx")),
+        (("POST", chat, {"messages": []}), {}, (chat, "POST", "4xx")),
+        (("POST", chat, {}), {"key": "wrong-key-1"}, (chat, "POST", "4xx")),
+        (("GET", chat), {}, (chat, "GET", "4xx")),
+        (("GET", "/v1/models/none-such"), {}, ("/v1/models/{model:path}", "GET", "4xx")),
+        (("HEAD", "/version"), {}, ("/version", "HEAD", "2xx")),
+        (("GET", "/secret/path/of/mine"), {}, ("none", "GET", "4xx")),
+        (("PURGE", "/version"), {}, ("/version", "other", "4xx")),
+    ]
+    statuses = []
+    for (method, path, *body), how, _ in asked:
+        connection = http.client.HTTPConnection(served.host, served.port, timeout=60)
+        key = how.get("key", served.key)
+        sent = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+        connection.request(method, path, *(json.dumps(one) for one in body), headers=sent)
+        statuses.append(connection.getresponse().status)
+        connection.close()
+    labels = [label for _, _, label in asked]
+    after = wait_for(served, lambda now: now.get(("http_requests_total", *labels[-1]), 0) > before.get(
+        ("http_requests_total", *labels[-1]), 0))  # fmt: skip
+
+    def grown(*key):
+        return after.get(key, 0) - before.get(key, 0)
+
+    for label in set(labels):
+        assert grown("http_requests_total", *label) == labels.count(label), label
+    for status in set(statuses):
+        if status >= 400:
+            assert grown("pio:http_error_replies_total", str(status)) == statuses.count(status)
+    assert grown("http_request_duration_seconds_count", chat, "POST") == 3
+    assert grown("http_request_duration_seconds_sum", chat, "POST") > 0
+    assert not [key for key in after if "secret" in str(key)]
+
+
+def test_every_request_is_over_once(served):
+    """While a stream runs it is in progress; read to its end or left, it is counted once, and nothing stays."""
+    served.wait_until_idle()
+    before = wait_for(served, lambda now: now["http_requests_inprogress",] == 0)
+    body = {"prompt": "Once upon a time", "max_tokens": 1900, "ignore_eos": True, "stream": True}
+    headers = {"authorization": f"Bearer {served.key}", "content-type": "application/json"}
+    connection = http.client.HTTPConnection(served.host, served.port, timeout=30)
+    connection.request("POST", "/v1/completions", json.dumps(body), headers)
+    reply = connection.getresponse()
+    reply.readline()
+    during = of_http(scrape(served))
+    reply.close()
+    connection.close()
+    key = ("http_requests_total", "/v1/completions", "POST", "2xx")
+    after = wait_for(served, lambda now: now["http_requests_inprogress",] == 0)
+    assert during["http_requests_inprogress",] == 1
+    assert after[key] - before.get(key, 0) == 1
+
+
+def test_client_that_goes_before_its_reply_is_counted_so(served):
+    """Nothing was answered, and that is what is said."""
+    served.wait_until_idle()
+    key = ("http_requests_total", "/v1/completions", "POST", "none")
+    before = of_http(scrape(served)).get(key, 0)
+    connection = http.client.HTTPConnection(served.host, served.port, timeout=30)
+    body = {"prompt": "Once upon a time", "max_tokens": 1900, "ignore_eos": True}
+    headers = {"authorization": f"Bearer {served.key}", "content-type": "application/json"}
+    connection.request("POST", "/v1/completions", json.dumps(body), headers)
+    wait_for(served, lambda now: now["http_requests_inprogress",] == 1)
+    connection.close()
+    after = wait_for(served, lambda now: now.get(key, 0) > before)
+    assert after[key] - before == 1
+    assert after["http_requests_inprogress",] == 0
+
+
+def test_errors_that_have_not_happened_are_zero(start_server):
+    """So that an alert on the first one sees it."""
+    found = of_http(start_server().ask("GET", "/metrics", key=None)[2].decode())
+    assert {found["pio:http_error_replies_total", code] for code in ("400", "401", "403", "429", "500", "503")} == {0}

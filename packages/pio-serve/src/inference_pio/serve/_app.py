@@ -11,8 +11,9 @@ from inference_pio.serve._bounds import BodyBounds, HeaderBounds
 from inference_pio.serve._endpoint import Endpoint
 from inference_pio.serve._errors import ApiError, not_found
 from inference_pio.serve._hosts import HostCheck
-from inference_pio.serve._outermost import Outermost
+from inference_pio.serve._outermost import Counted, Outermost
 from inference_pio.serve._routes import ROUTES
+from inference_pio.serve._scopes import PlaceMap
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -31,13 +32,13 @@ def create_app(server: ServerState, routes: tuple[ApiRoute, ...] = ROUTES) -> AS
         server: What all requests share.
         routes: What is served.
     """
-    settings = server.settings
+    settings, places = server.settings, PlaceMap(routes)
     app: ASGIApp = build_router(server, routes)
     app = BodyBounds(app, settings.bounds)
-    app = KeyCheck(app, settings.keys)
+    app = KeyCheck(app, settings.keys, places)
     app = HeaderBounds(app, settings.bounds)
     app = HostCheck(app, host=settings.host, allowed=settings.allowed_hosts, has_keys=bool(settings.keys))
-    return Outermost(app)
+    return Outermost(app, Counted(server.http, places, settings.keys))
 
 
 def build_router(server: ServerState, routes: tuple[ApiRoute, ...]) -> Router:

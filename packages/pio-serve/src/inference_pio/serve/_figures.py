@@ -38,6 +38,7 @@ class Figures:
         prefix_hit_share: Share of prompts' tokens that were found in the cache, since the server's start.
         preemptions: Sequences that had to give their pages back, since the server's start.
         finished: Requests that ended since the server's start, by reason.
+        errors: Replies with a status of 400 and above since the server's start, by status.
         first_token: From arrival to the first token, over the window.
         between_tokens: Between tokens, over the window.
         request: From arrival to the last token, over the window.
@@ -52,6 +53,7 @@ class Figures:
     prefix_hit_share: float | None
     preemptions: int
     finished: dict[str, int]
+    errors: dict[str, int]
     first_token: Latency
     between_tokens: Latency
     request: Latency
@@ -84,11 +86,13 @@ def figures(now: Scrape, last: Scrape | None, oldest: Scrape | None, *, seconds:
         return Latency(mean=histogram.mean, p50=histogram.quantile(0.5), p95=histogram.quantile(0.95))
 
     queries = now.total("pio:prefix_cache_queries_total")
-    reasons = now.samples.get("pio:request_success_total", ())
-    finished: dict[str, int] = {}
-    for labels, value in reasons:
-        reason = labels.get("finished_reason", "")
-        finished[reason] = finished.get(reason, 0) + int(value)
+
+    def counts(name: str, label: str) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for labels, value in now.samples.get(name, ()):
+            found[labels.get(label, "")] = found.get(labels.get(label, ""), 0) + int(value)
+        return found
+
     return Figures(
         models=now.models,
         running=int(now.total("pio:num_requests_running")),
@@ -98,7 +102,8 @@ def figures(now: Scrape, last: Scrape | None, oldest: Scrape | None, *, seconds:
         kv_cache_usage=max(now.values("pio:kv_cache_usage_perc"), default=0.0),
         prefix_hit_share=now.total("pio:prefix_cache_hits_total") / queries if queries else None,
         preemptions=int(now.total("pio:num_preemptions_total")),
-        finished=finished,
+        finished=counts("pio:request_success_total", "finished_reason"),
+        errors=counts("pio:http_error_replies_total", "code"),
         first_token=latency("pio:time_to_first_token_seconds"),
         between_tokens=latency("pio:inter_token_latency_seconds"),
         request=latency("pio:e2e_request_latency_seconds"),

@@ -99,7 +99,7 @@ class Generation:
         used = 0
         for output in self.outputs():
             used += len(output.prompt_token_ids) + sum(len(one.token_ids) for one in output.outputs)
-        self._call.server.limits.spend(self._call.key_id, used)
+        self._call.server.spend(self._call.key_id, used)
 
 
 async def _merged(streams: list[AsyncTokenStream]) -> AsyncIterator[tuple[int, TokenEvent]]:

@@ -1,4 +1,4 @@
-"""``GET /metrics``: what the engines count, in Prometheus' text format 0.0.4.
+"""``GET /metrics``: what the engines and the server count, in Prometheus' text format 0.0.4.
 
 Names are vLLM's with the prefix ``pio:``, so that its dashboards need one replacement. The text is written here and not
 by Prometheus' client library: that costs 90 ms of start-up, and its registry would count everything a second time. What
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from inference_pio.serve._call import Call
+    from inference_pio.serve._http_metrics import HttpMetrics
     from inference_pio.serve._models import ServedModel
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -27,13 +28,14 @@ _ESCAPED = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
 
 async def metrics(call: Call) -> Response:
-    """What every engine has counted since its start; waits for none of them. Before a model is known, nothing."""
+    """What every engine has counted since its start, and the server; waits for none of them."""
     pool = call.server.models
     counted = [(model.name, engine_metrics(model)) for model in pool.named()]
     lines = [
         *_info(pool.all()),
         *exposition([(name, metrics) for name, metrics in counted if metrics is not None]),
         *exposition([(model.name, model_metrics(model)) for model in pool.named()]),
+        *http_exposition(call.server.http),
     ]
     return Response("".join(f"{line}\n" for line in lines), headers={"content-type": CONTENT_TYPE})
 
@@ -48,6 +50,14 @@ def exposition(engines: Sequence[tuple[str, Iterable[Counter | Gauge | Histogram
         yield from _head(family[0])
         for (name, _), metric in zip(engines, family, strict=True):
             yield from _samples(metric, {"model_name": name})
+
+
+def http_exposition(http: HttpMetrics) -> Iterator[str]:
+    """The same of what was counted of requests."""
+    for first, family in http.families():
+        yield from _head(first)
+        for labels, metric in family:
+            yield from _samples(metric, labels)
 
 
 def _info(models: Sequence[ServedModel]) -> Iterator[str]:
@@ -95,7 +105,7 @@ def _samples(metric: Counter | Gauge | Histogram, labels: dict[str, str]) -> Ite
 
 def _line(name: str, labels: dict[str, str], value: float) -> str:
     inner = ",".join(f'{key}="{text.translate(_ESCAPED)}"' for key, text in labels.items())
-    return f"{name}{{{inner}}} {_number(value)}"
+    return f"{name}{{{inner}}} {_number(value)}" if inner else f"{name} {_number(value)}"
 
 
 def _number(value: float) -> str:

@@ -26,7 +26,7 @@ _REFERENCE = "#/components/schemas/{name}"
 _ERRORS = {
     "400": "The request can never be served as it stands.",
     "401": "No key was given, or a wrong one.",
-    "403": "A page of another origin asked.",
+    "403": "The key may not ask this, or a page of another origin asked.",
     "404": "There is no such model or path.",
     "405": "The path takes another method.",
     "408": "The body did not come in time.",

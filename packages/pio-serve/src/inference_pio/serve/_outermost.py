@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 import traceback
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from inference_pio.interfaces import PioError
@@ -18,9 +19,38 @@ from inference_pio.serve._errors import ApiError, as_api_error, internal_error, 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from inference_pio.serve._http_metrics import HttpMetrics
+    from inference_pio.serve._keys import KeyRing
+    from inference_pio.serve._scopes import PlaceMap
+
 LOG = logging.getLogger("inference_pio.serve")
 ACCESS = logging.getLogger("inference_pio.serve.access")
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How requests are counted.
+
+    Attributes:
+        metrics: Where.
+        places: By which names of routes.
+        keys: By which names of keys.
+    """
+
+    metrics: HttpMetrics
+    places: PlaceMap
+    keys: KeyRing
+
+    def end(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count a request that is over."""
+        self.metrics.ended(
+            handler=self.places.find(scope["path"]).name,
+            method=scope["method"],
+            status=status,
+            seconds=seconds,
+            key=self.keys.label(context_of(scope).key_id),
+        )
 
 
 class Outermost:
@@ -28,10 +58,12 @@ class Outermost:
 
     Args:
         app: What is further in.
+        counted: Where requests are counted; None for nowhere.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, counted: Counted | None = None) -> None:
         self._app = app
+        self._counted = counted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -54,6 +86,8 @@ class Outermost:
                 message["headers"] = [*message.get("headers", ()), *named]
             await send(message)
 
+        if self._counted is not None:
+            self._counted.metrics.begun()
         try:
             _refuse_crowds(scope)
             await self._app(scope, receive, send_named)
@@ -72,13 +106,16 @@ class Outermost:
                 raise  # ends the connection, which is all that can still be said
             await error_reply(scope, known)(scope, receive, send_named)
         finally:
+            seconds = time.perf_counter() - started
+            if self._counted is not None:
+                self._counted.end(scope, status, seconds)
             ACCESS.info(
                 "%s %s %d %.1f ms %s key=%s",
                 scope["method"],
                 # As it came: decoded, it might begin a line of its own.
                 scope["raw_path"].decode("latin-1")[:200] if status not in {401, 404} else "-",
                 status,
-                (time.perf_counter() - started) * 1000,
+                seconds * 1000,
                 request_id,
                 context_of(scope).key_id,
             )

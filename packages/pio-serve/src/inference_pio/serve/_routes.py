@@ -18,6 +18,7 @@ from inference_pio.serve._openapi import show_openapi
 from inference_pio.serve._pages import asset, chat_page, dashboard_page
 from inference_pio.serve._response_types import Response, ResponseRequest
 from inference_pio.serve._responses import responses
+from inference_pio.serve._scopes import ALL, ANY
 from inference_pio.serve._token_types import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
 from inference_pio.serve._tokenize import detokenize, tokenize
 
@@ -43,6 +44,8 @@ class ApiRoute:
         request: Type of the request's body; None where there is none.
         costs: Whether it counts against its key and holds up the end of the server.
         streams: Whether ``stream: true`` brings events instead.
+        scope: What a key needs to ask there: one of ``SCOPES``, ``ANY`` for any key, or ``ALL`` for a key without a
+            list of scopes.
     """
 
     method: str
@@ -53,6 +56,7 @@ class ApiRoute:
     request: type[msgspec.Struct] | None = None
     costs: bool = False
     streams: bool = False
+    scope: str = ALL
 
 
 ROUTES: tuple[ApiRoute, ...] = (
@@ -65,6 +69,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         reply=ChatCompletion,
         costs=True,
         streams=True,
+        scope="generate",
     ),
     ApiRoute(
         method="POST",
@@ -75,6 +80,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         reply=Completion,
         costs=True,
         streams=True,
+        scope="generate",
     ),
     ApiRoute(
         method="POST",
@@ -85,6 +91,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         reply=Response,
         costs=True,
         streams=True,
+        scope="generate",
     ),
     ApiRoute(
         method="POST",
@@ -95,6 +102,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         reply=Message,
         costs=True,
         streams=True,
+        scope="generate",
     ),
     ApiRoute(
         method="POST",
@@ -104,10 +112,23 @@ ROUTES: tuple[ApiRoute, ...] = (
         request=CountRequest,
         reply=TokenCount,
         costs=True,
+        scope="tokenize",
     ),
-    ApiRoute(method="GET", path="/v1/models", handler=list_models, summary="List the models.", reply=ModelList),
     ApiRoute(
-        method="GET", path="/v1/models/{model:path}", handler=show_model, summary="Show a model.", reply=ModelCard
+        method="GET",
+        path="/v1/models",
+        handler=list_models,
+        summary="List the models.",
+        reply=ModelList,
+        scope="models",
+    ),
+    ApiRoute(
+        method="GET",
+        path="/v1/models/{model:path}",
+        handler=show_model,
+        summary="Show a model.",
+        reply=ModelCard,
+        scope="models",
     ),
     ApiRoute(
         method="POST",
@@ -117,6 +138,7 @@ ROUTES: tuple[ApiRoute, ...] = (
         request=TokenizeRequest,
         reply=Tokens,
         costs=True,
+        scope="tokenize",
     ),
     ApiRoute(
         method="POST",
@@ -126,13 +148,25 @@ ROUTES: tuple[ApiRoute, ...] = (
         request=DetokenizeRequest,
         reply=DetokenizedText,
         costs=True,
+        scope="tokenize",
     ),
-    ApiRoute(method="GET", path="/health", handler=health, summary="Ask every engine for a token.", reply=Status),
-    ApiRoute(method="GET", path="/livez", handler=livez, summary="Whether the process lives.", reply=Status),
-    ApiRoute(method="GET", path="/metrics", handler=metrics, summary="Metrics, as Prometheus reads them.", reply=None),
-    ApiRoute(method="GET", path="/openapi.json", handler=show_openapi, summary="This document.", reply=None),
-    ApiRoute(method="GET", path="/version", handler=show_version, summary="What serves.", reply=Version),
-    ApiRoute(method="GET", path="/", handler=chat_page, summary="The page to chat with.", reply=None),
-    ApiRoute(method="GET", path="/dashboard", handler=dashboard_page, summary="Draws the metrics.", reply=None),
-    ApiRoute(method="GET", path="/static/{name}", handler=asset, summary="Files of the pages.", reply=None),
+    ApiRoute(
+        method="GET", path="/health", handler=health, summary="Ask every engine for a token.", reply=Status, scope=ANY
+    ),
+    ApiRoute(method="GET", path="/livez", handler=livez, summary="Whether the process lives.", reply=Status, scope=ANY),
+    ApiRoute(
+        method="GET",
+        path="/metrics",
+        handler=metrics,
+        summary="Metrics, as Prometheus reads them.",
+        reply=None,
+        scope="metrics",
+    ),
+    ApiRoute(method="GET", path="/openapi.json", handler=show_openapi, summary="This document.", reply=None, scope=ANY),
+    ApiRoute(method="GET", path="/version", handler=show_version, summary="What serves.", reply=Version, scope=ANY),
+    ApiRoute(method="GET", path="/", handler=chat_page, summary="The page to chat with.", reply=None, scope=ANY),
+    ApiRoute(
+        method="GET", path="/dashboard", handler=dashboard_page, summary="Draws the metrics.", reply=None, scope=ANY
+    ),
+    ApiRoute(method="GET", path="/static/{name}", handler=asset, summary="Files of the pages.", reply=None, scope=ANY),
 )

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from inference_pio.serve._errors import unavailable
+from inference_pio.serve._http_metrics import HttpMetrics
 from inference_pio.serve._limits import KeyLimits
 from inference_pio.serve._model_pool import ModelPool
 from inference_pio.serve._open_requests import OpenRequests
@@ -27,6 +28,7 @@ class ServerState:
         settings: The same.
         models: The models.
         limits: What each key may have.
+        http: What is counted of requests.
         requests: Those that are being answered, of all that cost something.
         draining: Whether new requests are refused, because the server is about to stop.
     """
@@ -36,7 +38,8 @@ class ServerState:
         self.models = ModelPool(
             settings.max_waiting, budget=settings.memory_budget, unload_idle_s=settings.unload_idle_s
         )
-        self.limits = KeyLimits(settings.max_concurrent_per_key, settings.tokens_per_minute)
+        self.limits = KeyLimits(settings.max_concurrent_per_key, settings.tokens_per_minute, keys=settings.keys)
+        self.http = HttpMetrics()
         self.requests = OpenRequests()
         self.draining = False
 
@@ -44,6 +47,11 @@ class ServerState:
     def open(self) -> int:
         """How many requests are being answered."""
         return len(self.requests)
+
+    def spend(self, key_id: str, tokens: int) -> None:
+        """``key_id`` has used ``tokens``."""
+        self.limits.spend(key_id, tokens)
+        self.http.spent(self.settings.keys.label(key_id), tokens)
 
     @contextmanager
     def admitted(self, request: OpenRequest) -> Iterator[None]:

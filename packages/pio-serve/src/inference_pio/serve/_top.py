@@ -162,10 +162,7 @@ def _key(path: Path | None) -> str | None:
     Raises:
         ConfigError: The file cannot be read or holds none, or it is no key.
     """
-    from inference_pio.serve._keys import KeyRing, read_key_file
+    from inference_pio.serve._keys import plain_key, read_key_file
 
     key = os.environ.get(KEY_VARIABLE) if path is None else read_key_file(path)[0]
-    if not key:
-        return None
-    KeyRing([key])  # what is no key would be no header either
-    return key
+    return plain_key(key) if key else None

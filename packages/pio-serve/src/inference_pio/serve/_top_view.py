@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from inference_pio.serve._figures import Figures, Latency
 
@@ -33,7 +33,6 @@ def draw(url: str, history: Sequence[Figures], *, width: int = 80, plain: bool =
     def row(name: str, value: str, values: Sequence[float | None], top: float | None = None) -> str:
         return f"{name:<{_NAMES}}{value:<{_VALUES}}{sparkline(values[-room:] if room else [], blocks, top)}"
 
-    finished = "  ".join(f"{reason} {count}" for reason, count in now.finished.items() if count)
     hits = "-" if now.prefix_hit_share is None else f"{now.prefix_hit_share:.0%}"
     lines = [
         f"{', '.join(now.models) or 'no model yet'} at {url}",
@@ -49,7 +48,8 @@ def draw(url: str, history: Sequence[Figures], *, width: int = 80, plain: bool =
         _latency("ITL", now.between_tokens),
         _latency("request", now.request),
         "",
-        f"{'finished':<{_NAMES}}{finished or 'none'}",
+        f"{'finished':<{_NAMES}}{_counts(now.finished)}",
+        f"{'errors':<{_NAMES}}{_counts(now.errors)}",
         f"{'prefixes':<{_NAMES}}{hits} of prompt tokens found, {now.preemptions} preempted",
     ]
     if problem:
@@ -70,6 +70,10 @@ def sparkline(values: Sequence[float | None], blocks: str = _BLOCKS, top: float 
     return "".join(
         " " if value is None else blocks[min(last, round(value / most * last)) if most > 0 else 0] for value in values
     )
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return "  ".join(f"{name} {count}" for name, count in counts.items() if count) or "none"
 
 
 def _rate(value: float | None) -> str:

@@ -135,7 +135,7 @@ async function tick() {
   try {
     const samples = parse(await (await ask("/metrics")).text());
     const now = measure(samples, performance.now());
-    const names = new Set(samples.map((sample) => sample.labels.model_name));
+    const names = new Set(samples.map((sample) => sample.labels.model_name).filter(Boolean));
     document.getElementById("model").textContent = [...names].join(", ") || "loading";
     for (const chart of charts) chart.add(now, before);
     before = now;
