@@ -34,11 +34,17 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(words)
     arguments.root = arguments.root.resolve()
     try:
+        _refuse_nothing(arguments.root)
         arguments.run(arguments)
     except RefusedError as error:
         if arguments.json:
             print(json.dumps({"refused": error.reasons}, indent=2))
         sys.exit("\n".join(f"release: {reason}" for reason in error.reasons))
+
+
+def _refuse_nothing(root: Path) -> None:
+    if not read_members(root):
+        raise RefusedError(f"{root} has no distributions: name the root of the workspace with --root")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,7 +145,8 @@ def _check(arguments: argparse.Namespace) -> None:
             print(json.dumps({"dry_run": arguments.dry_run, "files": listed}, indent=2))
         else:
             print(
-                "\n".join(f"{name}: {', '.join(files)}" for name, files in listed.items()) or "the index lacks nothing"
+                "\n".join(f"{name}: {', '.join(files)}" for name, files in listed.items())
+                or "nothing is prepared that the index lacks"
             )
         return
     resolutions = () if arguments.without_tests else RESOLUTIONS
@@ -215,7 +222,10 @@ def _preparation(preparation: Preparation, *, dry_run: bool) -> dict[str, object
 
 
 def _date(text: str) -> str:
-    return dt.date.fromisoformat(text).isoformat()
+    try:
+        return dt.date.fromisoformat(text).isoformat()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date: write YYYY-MM-DD") from error
 
 
 if __name__ == "__main__":

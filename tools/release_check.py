@@ -16,6 +16,7 @@ from release_environment import Workbench
 from release_git import commit_of, refuse_changes
 from release_index import Index
 from release_manifest import Built, Manifest, describe, write_manifest
+from release_names import canonical_names
 from release_order import dependency_order
 from release_refusal import RefusedError
 from workspace import Member, closure, read_members, table
@@ -33,9 +34,7 @@ def names_to_check(members: Mapping[str, Member], names: Iterable[str], index: s
     Raises:
         RefusedError: A name that is unknown, a dependency cycle, an index that does not answer.
     """
-    wanted, order = set(names), dependency_order(members)
-    if unknown := sorted(wanted - members.keys()):
-        raise RefusedError(*(f"{name} is no distribution of this workspace" for name in unknown))
+    wanted, order = canonical_names(members, names), dependency_order(members)
     if wanted:
         return [name for name in order if name in wanted]
     if index is None:

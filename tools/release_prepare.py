@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import subprocess
 import tomllib
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from release_api import lowest_with_used_names
 from release_bounds import Bound, Raise, read_bounds, write_raise
 from release_fragments import fragment_id, read_fragments
 from release_git import git, refuse_changes, released_versions, tag_name
+from release_names import canonical_names
 from release_plan import Step, make_plan
 from release_refusal import RefusedError
 from rules_layout import is_released
@@ -99,15 +99,9 @@ def _released_as(root: Path, step: Step) -> bool:
 
 
 def _chosen(plan: list[Step], names: list[str], members: Mapping[str, Member]) -> list[Step]:
-    wanted = {str(canonicalize_name(name)) for name in names}
-    reasons = []
-    for name in sorted(wanted - members.keys()):
-        near = difflib.get_close_matches(name, members, n=1)
-        reasons.append(f"{name} is no distribution of this workspace" + (f": did you mean {near[0]}?" if near else ""))
-    idle = (wanted & members.keys()) - {step.name for step in plan}
-    reasons += [f"{name} has nothing to release: no fragment waits in its changelog.d/" for name in sorted(idle)]
-    if reasons:
-        raise RefusedError(*reasons)
+    wanted = canonical_names(members, names)
+    if idle := sorted(wanted - {step.name for step in plan}):
+        raise RefusedError(*(f"{name} has nothing to release: no fragment waits in its changelog.d/" for name in idle))
     return [step for step in plan if not wanted or step.name in wanted]
 
 

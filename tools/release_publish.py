@@ -19,6 +19,7 @@ from release_fragments import read_fragments
 from release_git import commit_of, content_of, git, tag_name, text_at
 from release_index import Index, IndexFile, sha256_of, version_of
 from release_manifest import Built, BuiltFile, Manifest, differing_files, read_manifest
+from release_names import canonical_names
 from release_order import dependency_order
 from release_refusal import RefusedError
 from rules_layout import is_released
@@ -79,7 +80,7 @@ def make_uploads(
     order = dependency_order(members)
     manifest = read_manifest(folder, sha256)
     listed = {built.name: built for built in manifest.distributions}
-    chosen = set(only)
+    chosen = canonical_names(members, only)
     reasons = [f"{name} is not in {folder}: check it first" for name in sorted(chosen - listed.keys())]
     reasons += differing_files(folder, manifest)
     reasons += [reason for built in manifest.distributions for reason in _strayed(root, members, manifest, built)]

@@ -132,6 +132,21 @@ def test_wrong_words_are_refused(released, words, expected):
     assert released.git("status", "--porcelain") == ""
 
 
+def test_a_folder_without_distributions_is_refused(toy, tmp_path_factory):
+    """It is not a workspace with nothing to release."""
+    toy.root = tmp_path_factory.mktemp("none")
+    done = run(toy, "plan")
+    assert done.returncode == 1
+    assert "has no distributions: name the root of the workspace with --root" in done.stderr
+
+
+def test_a_date_that_is_none_is_refused(released):
+    """With the form that is one."""
+    done = run(released, "prepare", "pio-base", "--date", "tomorrow")
+    assert done.returncode == 2
+    assert "'tomorrow' is not a date: write YYYY-MM-DD" in done.stderr
+
+
 def test_a_fix_is_prepared_in_one_place(released):
     """Its version, its changelog, its fragment; the file of no other distribution."""
     fragment(released, BASE, "fixed")

@@ -259,9 +259,9 @@ def test_all_reasons_are_said_at_once(ready, index):
     (folder / "pio-base" / WHEEL).write_bytes(b"x")
     (folder / "pio-base" / SOURCE).write_bytes(b"x")
     with pytest.raises(RefusedError) as caught:
-        make_uploads(toy.root, folder, index[0], only=["pio-tpo"])
+        make_uploads(toy.root, folder, index[0], only=["pio-top"])
     assert [reason.partition(" ")[0] for reason in caught.value.reasons] == [
-        "pio-tpo",
+        "pio-top",
         f"pio-base/{WHEEL}:",
         f"pio-base/{SOURCE}:",
     ]
