@@ -17,7 +17,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from inference_pio.serve import Bounds, KeyRing, ServeSettings
+from inference_pio.serve import Bounds, KeyRing, ServeSettings, _replicas
 from inference_pio.serve._balance import Balance
 from inference_pio.serve._command import serve as command
 from inference_pio.serve._router import RouterServer
@@ -99,6 +99,16 @@ class Routed:
 
 @pytest.fixture(scope="module")
 def routed():
+    with pytest.MonkeyPatch.context() as patch:
+        # As always, only sooner.
+        patch.setattr(_replicas, "WATCH_S", 0.2)
+        patch.setattr(_replicas, "ANSWER_S", 0.5)
+        patch.setattr(_replicas, "HUNG_S", 0.5)
+        patch.setattr(_replicas, "BACK_OFF_S", (0.1, 0.2))
+        yield from run_router()
+
+
+def run_router():
     arguments = ["--max-model-len", "2048", "--max-num-seqs", "8", "--replicas", "2"]
     options = {**command.make_context("serve", arguments).params}
     options.pop("models")
@@ -317,5 +327,19 @@ def test_a_replica_that_is_asked_to_leave(routed):
     connection.close()
     assert b'"finish_reason":"length"' in rest
     assert b'"error"' not in rest
+    routed.wait_until(lambda: len(routed.router.replicas.ready) == 2)
+    assert replica.lives == lives + 1
+
+
+def test_a_replica_that_hangs(routed):
+    """Is given nothing new once it does not answer; after a while it is ended and started again."""
+    replica = routed.router.replicas.all[0]
+    lives = replica.lives
+    os.kill(replica.process.pid, signal.SIGSTOP)
+    routed.wait_until(lambda: not replica.takes_requests)
+    assert replica.state == "failing"
+    requests = routed.router.balance.loads[0].requests
+    assert routed.chat("Hello.")["choices"]
+    assert routed.router.balance.loads[0].requests == requests
     routed.wait_until(lambda: len(routed.router.replicas.ready) == 2)
     assert replica.lives == lives + 1
