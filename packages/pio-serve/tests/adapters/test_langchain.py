@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import openai
 import pytest
 from pydantic import BaseModel, Field
 
@@ -100,3 +101,21 @@ def test_langchain_binds_tools(calling, through):
     result = {"role": "tool", "tool_call_id": call["id"], "content": get_weather(**call["args"])}
     answered = model.invoke([("human", "Weather in Paris?"), reply, result])
     assert answered.usage_metadata["input_tokens"] > reply.usage_metadata["input_tokens"]
+
+
+def test_langchain_embeds(served):
+    """Documents and queries as vectors; the check of lengths, which needs a download, is left out."""
+    with openai.DefaultHttpxClient() as connections:
+        model = langchain_openai.OpenAIEmbeddings(
+            model=MODEL,
+            base_url=f"{served.url}/v1",
+            api_key=served.key,
+            check_embedding_ctx_length=False,
+            max_retries=0,
+            http_client=connections,
+        )
+        first, second = model.embed_documents(["A cat sleeps.", "A kitten naps."])
+        query = model.embed_query("A cat sleeps.")
+    assert len(first) == len(query) == 576
+    near, far = (sum(a * b for a, b in zip(one, query, strict=True)) for one in (first, second))
+    assert near > far

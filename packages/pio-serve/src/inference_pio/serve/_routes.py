@@ -9,6 +9,8 @@ from inference_pio.serve._chat import chat_completions
 from inference_pio.serve._chat_types import ChatCompletion, ChatRequest
 from inference_pio.serve._completion_types import Completion, CompletionRequest
 from inference_pio.serve._completions import completions
+from inference_pio.serve._embedding_types import EmbeddingList, EmbeddingRequest
+from inference_pio.serve._embeddings import embeddings
 from inference_pio.serve._health import Status, Version, health, livez, show_version
 from inference_pio.serve._message_types import CountRequest, Message, MessageRequest, TokenCount
 from inference_pio.serve._messages import count_tokens, messages
@@ -113,6 +115,16 @@ ROUTES: tuple[ApiRoute, ...] = (
         reply=TokenCount,
         costs=True,
         scope="tokenize",
+    ),
+    ApiRoute(
+        method="POST",
+        path="/v1/embeddings",
+        handler=embeddings,
+        summary="Vectors of texts.",
+        request=EmbeddingRequest,
+        reply=EmbeddingList,
+        costs=True,
+        scope="embed",
     ),
     ApiRoute(
         method="GET",
