@@ -12,7 +12,7 @@ def test_examples_run(default_model_path, capsys):
     """The Python blocks run one after another in one namespace; what they assert holds, and each says something."""
     assert default_model_path.is_file()
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     namespace: dict[str, object] = {}
     printed = []
     for block in blocks:
