@@ -28,7 +28,7 @@ from build_native import TARGETS  # noqa: E402 - beside its package; the line ab
 
 from check_library import check_library_wheel  # noqa: E402 - tools/ is no package; the same
 from check_wheel import check_wheel  # noqa: E402 - the same
-from workspace import Light, read_members, table  # noqa: E402 - the same
+from workspace import read_members, table  # noqa: E402 - the same
 
 nox.needs_version = ">=2026.10"
 nox.options.default_venv_backend = "uv"
@@ -279,14 +279,8 @@ def _install_pins(session: nox.Session, name: str, pins: str, *, groups: bool, e
     [leaf] = MEMBERS[name].leaves
     left_out = [module for module, needed in MEMBERS[name].extra_modules.items() if needed != extra]
     imports = [] if groups else ["--import", leaf, *(word for module in left_out for word in ("--without", module))]
-    light = [] if groups or extra else _light_options(MEMBERS[name].light)
+    light = [] if groups or extra else MEMBERS[name].light.options()
     session.run("python", "tools/check_environment.py", "--wheels", str(_wheelhouse()), *imports, *light, *expected)
-
-
-def _light_options(light: Light) -> list[str]:
-    """What ``check_environment.py`` is told of the limits of an installation without extras."""
-    limit = [] if light.max_mb is None else ["--max-mb", str(light.max_mb)]
-    return [*limit, *(word for name in light.without for word in ("--forbid", name))]
 
 
 def _pytest(session: nox.Session, name: str, *options: str, success_codes: tuple[int, ...] = (0,)) -> None:

@@ -10,13 +10,16 @@ import importlib
 import importlib.util
 import json
 import pkgutil
-import re
+import subprocess
 import sys
+from collections import Counter
 from importlib.machinery import ExtensionFileLoader
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
+
+from environment_size import brought_only_by, canonical, sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,7 +39,13 @@ def main() -> None:
         "--without", action="append", default=[], metavar="NAME", help="but for this module, which needs an extra"
     )
     parser.add_argument(
-        "--max-mb", type=int, metavar="N", help="all distributions take at most N megabytes (10^6 bytes)"
+        "--max-mb", type=int, metavar="N", help="all but what torch alone brings takes at most N megabytes (10^6 bytes)"
+    )
+    parser.add_argument(
+        "--max-modules", type=int, metavar="N", help="importing the package loads at most N modules, Python's included"
+    )
+    parser.add_argument(
+        "--lazy", action="append", default=[], metavar="NAME", help="importing the package does not import this module"
     )
     parser.add_argument(
         "--forbid", action="append", default=[], metavar="NAME", help="this distribution must not be there"
@@ -46,13 +55,15 @@ def main() -> None:
     problems = [
         *check_installed(arguments.expected, arguments.wheels, arguments.indexed),
         *check_forbidden(arguments.forbid),
-        *check_size(arguments.max_mb),
+        *check_size(arguments.max_mb, arguments.expected),
     ]
+    if arguments.leaf and not problems:
+        problems += check_import(arguments.leaf, arguments.max_modules, arguments.lazy)
     if problems:
         sys.exit("\n".join(problems))
     modules = import_all(arguments.leaf, arguments.without) if arguments.leaf else []
     names = ", ".join(arguments.expected)
-    size = sum(_installed_bytes(found) for found in distributions()) / 10**6
+    size = sum(sizes().values()) / 10**6
     print(f"environment: of the workspace only the wheels of {names}; {len(modules)} modules imported; {size:.1f} MB")
 
 
@@ -61,13 +72,13 @@ def check_installed(expected: list[str], wheels: Path, indexed: Iterable[str] = 
 
     Those that are ``indexed`` must come from an index, by their name alone.
     """
-    installed = {_canonical(found.name): found for found in distributions() if _is_of_workspace(found)}
-    wanted = {_canonical(name) for name in expected}
+    installed = {canonical(found.name): found for found in distributions() if _is_of_workspace(found)}
+    wanted = {canonical(name) for name in expected}
     for name in sorted(wanted - installed.keys()):
         yield f"{name}: not installed"
     for name in sorted(installed.keys() - wanted):
         yield f"{name}: installed, and nothing declares it"
-    by_name = {_canonical(name) for name in indexed}
+    by_name = {canonical(name) for name in indexed}
     for name in sorted(wanted & installed.keys()):
         origin = json.loads(installed[name].read_text("direct_url.json") or "{}")
         if name in by_name:
@@ -81,21 +92,51 @@ def check_installed(expected: list[str], wheels: Path, indexed: Iterable[str] = 
 
 def check_forbidden(forbidden: Iterable[str]) -> Iterator[str]:
     """Those of ``forbidden`` that are installed."""
-    installed = {_canonical(found.name) for found in distributions()}
-    for name in sorted({_canonical(name) for name in forbidden} & installed):
+    installed = {canonical(found.name) for found in distributions()}
+    for name in sorted({canonical(name) for name in forbidden} & installed):
         yield f"{name}: installed, and must not be needed here"
 
 
-def check_size(max_mb: int | None) -> Iterator[str]:
-    """The size of all distributions together, as their records list their files, if above ``max_mb`` megabytes."""
+def check_size(max_mb: int | None, expected: Iterable[str]) -> Iterator[str]:
+    """The size of all distributions together, as their records list their files, if above ``max_mb`` megabytes.
+
+    What is there only because of torch is left out: how large that is, its build for the machine decides.
+    """
     if max_mb is None:
         return
-    sizes = {found.name: _installed_bytes(found) for found in distributions()}
-    total = sum(sizes.values())
+    found = sizes()
+    for name in brought_only_by("torch", expected):
+        del found[name]
+    total = sum(found.values())
     if total > max_mb * 10**6:
-        largest = sorted(sizes, key=lambda name: sizes[name], reverse=True)[:5]
-        told = ", ".join(f"{name} {sizes[name] / 10**6:.1f}" for name in largest)
+        largest = sorted(found, key=lambda name: found[name], reverse=True)[:5]
+        told = ", ".join(f"{name} {found[name] / 10**6:.1f}" for name in largest)
         yield f"{total / 10**6:.1f} MB are installed, and {max_mb} are allowed; the largest: {told}"
+
+
+def check_import(leaf: str, max_modules: int | None, lazy: Iterable[str]) -> Iterator[str]:
+    """What importing ``leaf`` in a fresh process loads, if it is more than ``max_modules`` or any of ``lazy``."""
+    modules = loaded_by(leaf)
+    if max_modules is not None and len(modules) > max_modules:
+        tops = Counter(name.partition(".")[0] for name in modules).most_common(5)
+        told = ", ".join(f"{name} {count}" for name, count in tops)
+        yield f"importing {leaf} loads {len(modules)} modules, and {max_modules} are allowed; the most: {told}"
+    for name in sorted(set(lazy) & set(modules)):
+        yield f"importing {leaf} imports {name}, which is to be imported when it is used"
+
+
+def loaded_by(leaf: str) -> list[str]:
+    """All modules that are loaded after ``import leaf`` in a fresh process, Python's own included.
+
+    Raises:
+        ImportError: It does not import, with what the process said.
+    """
+    code = f"import {leaf}, json, sys; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ImportError(done.stderr)
+    found: list[str] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def import_all(leaf: str, without: Iterable[str] = ()) -> list[str]:
@@ -130,19 +171,9 @@ def _is_python(module: pkgutil.ModuleInfo) -> bool:
     return f"PyInit_{module.name.rpartition('.')[2]}".encode() in Path(found.loader.path).read_bytes()
 
 
-def _installed_bytes(found: Distribution) -> int:
-    """Bytes of its files; what Python compiled of them since does not count."""
-    paths = (Path(str(file.locate())) for file in found.files or () if file.suffix != ".pyc")
-    return sum(path.stat().st_size for path in paths if path.is_file())
-
-
 def _is_of_workspace(found: Distribution) -> bool:
     editable = json.loads(found.read_text("direct_url.json") or "{}").get("dir_info", {}).get("editable", False)
     return editable or any(file.parts[0] == NAMESPACE for file in found.files or ())
-
-
-def _canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 if __name__ == "__main__":

@@ -49,12 +49,10 @@ class Workbench:
         pins = self._resolve(member, ["-"], f"{member.name}=={member.version}\n")
         python, indexed, expected = self._install(member, "bare", pins)
         [leaf] = member.leaves
-        light = [] if member.light.max_mb is None else ["--max-mb", str(member.light.max_mb)]
-        light += [word for name in member.light.without for word in ("--forbid", name)]
         imports = ["--import", leaf, *(word for module in member.extra_modules for word in ("--without", module))]
         from_index = [word for name in indexed for word in ("--indexed", name)]
         checked = [str(_TOOLS / "check_environment.py"), "--wheels", str(self.wheels)]
-        self._run([str(python), *checked, *imports, *light, *from_index, *expected])
+        self._run([str(python), *checked, *imports, *member.light.options(), *from_index, *expected])
 
     def run_tests(self, member: Member, resolution: str) -> None:
         """Install the wheel and the test group at ``resolution`` (``highest``, ``lowest-direct``), and run its tests.

@@ -23,12 +23,24 @@ class Light:
     """What the environment of a distribution without its extras is held to.
 
     Attributes:
-        max_mb: Megabytes (10^6 bytes) that everything in it may take; None for any number.
+        max_mb: Megabytes (10^6 bytes) that everything in it may take, but for torch and what torch alone brings; None
+            for any number.
+        max_modules: Modules that may be loaded once it is imported, Python's own included; None for any number.
         without: Distributions that must not be in it.
+        lazy: Modules that importing it must not import.
     """
 
     max_mb: int | None
+    max_modules: int | None
     without: tuple[str, ...]
+    lazy: tuple[str, ...]
+
+    def options(self) -> list[str]:
+        """What ``check_environment.py`` is told."""
+        limits = {"--max-mb": self.max_mb, "--max-modules": self.max_modules}
+        words = [word for name, limit in limits.items() if limit is not None for word in (name, str(limit))]
+        words += [word for name in self.without for word in ("--forbid", name)]
+        return [*words, *(word for name in self.lazy for word in ("--lazy", name))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,15 +92,16 @@ class Member:
             ValueError: A key that means nothing, or a value of another type: a limit that is not read holds nobody.
         """
         declared = table(self.document, "tool", "pio-workspace", "light")
-        limit, without = declared.get("max-mb"), declared.get("without", [])
-        if (
-            declared.keys() - {"max-mb", "without"}
-            or not isinstance(limit, int | None)
-            or not isinstance(without, list)
-        ):
-            must = "[tool.pio-workspace.light] has a number max-mb and a list without"
+        numbers = {key: declared.get(key) for key in ("max-mb", "max-modules")}
+        names = {key: declared.get(key, []) for key in ("without", "lazy")}
+        sound = all(isinstance(value, int | None) for value in numbers.values()) and all(
+            isinstance(value, list) for value in names.values()
+        )
+        if declared.keys() - numbers.keys() - names.keys() or not sound:
+            must = "[tool.pio-workspace.light] has numbers max-mb and max-modules, and lists without and lazy"
             raise ValueError(f"{self.name}: {must}, not {dict(declared)}")
-        return Light(max_mb=limit, without=tuple(map(str, without)))
+        lists = {key: tuple(map(str, value)) for key, value in names.items() if isinstance(value, list)}
+        return Light(max_mb=_number(numbers["max-mb"]), max_modules=_number(numbers["max-modules"]), **lists)
 
     @property
     def programs(self) -> frozenset[str]:
@@ -165,6 +178,10 @@ def table(document: Mapping[str, object], *keys: str) -> Mapping[str, object]:
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value if isinstance(value, Mapping) else {}
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _requirements(entries: object) -> tuple[Requirement, ...]:

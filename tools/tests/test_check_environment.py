@@ -38,6 +38,19 @@ def environment(tmp_path):
             url = (wheels / f"{name.replace('-', '_')}-0.1.0-py3-none-any.whl").as_uri()
             self.install(name, {"url": url, "archive_info": {}}, code)
 
+        def third_party(self, name, size, needs=()):
+            information = site / f"{name.replace('-', '_')}-1.0.dist-info"
+            information.mkdir()
+            (site / f"{name}.bin").write_bytes(b"x" * size)
+            (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", "utf-8")
+            (information / "RECORD").write_text(f"{name}.bin,,\n", "utf-8")
+            self.require(name, *needs)
+
+        def require(self, name, *needs):
+            [path] = site.glob(f"{name.replace('-', '_')}-*.dist-info/METADATA")
+            with path.open("a", encoding="utf-8") as metadata:
+                metadata.writelines(f"Requires-Dist: {each}\n" for each in needs)
+
         def run(self, *arguments):
             python = tmp_path / "venv" / "bin" / "python"
             command = [python, SCRIPT, "--wheels", wheels, *arguments]
@@ -83,6 +96,41 @@ def test_an_environment_that_is_too_large_is_found(environment):
     done = environment.run("--max-mb", "2", "pio-base", "pio-top")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("; 1.1 MB\n")
+
+
+def test_what_torch_alone_brings_does_not_count(environment):
+    """Its size is decided by the machine; what something else needs too counts all the same."""
+    environment.wheel("pio-top")
+    for name, size, needs in (
+        ("torch", 3, ["Sym.Py>=1", "shared"]),
+        ("sym-py", 2, []),
+        ("shared", 1, []),
+        ("own", 1, []),
+    ):
+        environment.third_party(name, size * 10**6, needs)
+    environment.require("pio-top", "torch>=2", "own[fast]", 'nowhere; extra == "x"')
+    environment.require("own", "shared; extra == 'fast'", "elsewhere; sys_platform == 'none'")
+    done = environment.run("--max-mb", "1", "pio-top")
+    assert done.returncode == 1
+    assert done.stderr.startswith("2.0 MB are installed, and 1 are allowed; the largest: ")
+    assert "torch" not in done.stderr
+    done = environment.run("--max-mb", "3", "pio-top")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_an_import_loads_is_limited(environment):
+    """A number of modules, and names that must wait until they are used."""
+    environment.wheel("pio-top", "import inference_pio.base\n")
+    environment.wheel("pio-base", "import colorsys\n")
+    both = ("--import", "inference_pio.top", "pio-base", "pio-top")
+    done = environment.run("--lazy", "colorsys", *both)
+    told = "importing inference_pio.top imports colorsys, which is to be imported when it is used\n"
+    assert (done.returncode, done.stderr) == (1, told)
+    done = environment.run("--max-modules", "3", *both)
+    assert done.returncode == 1
+    assert " modules, and 3 are allowed; the most: " in done.stderr
+    done = environment.run("--max-modules", "999", "--lazy", "numpy", *both)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_missing_distribution_is_found(environment):

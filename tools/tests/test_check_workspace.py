@@ -265,17 +265,24 @@ def test_a_program_is_run_and_not_imported(toy):
 
 def test_the_limits_of_an_installation_are_read(toy):
     """Those that are declared; none where nothing is said."""
-    toy.add("pio-fast", extras='[tool.pio-workspace.light]\nmax-mb = 150\nwithout = ["torch"]\n')
+    limits = 'max-mb = 150\nmax-modules = 400\nwithout = ["torch"]\nlazy = ["numpy"]'
+    toy.add("pio-fast", extras=f"[tool.pio-workspace.light]\n{limits}\n")
     members = read_members(toy.root)
-    assert members["pio-fast"].light == Light(max_mb=150, without=("torch",))
-    assert members["pio-base"].light == Light(max_mb=None, without=())
+    light = members["pio-fast"].light
+    assert light == Light(max_mb=150, max_modules=400, without=("torch",), lazy=("numpy",))
+    told = ["--max-mb", "150", "--max-modules", "400", "--forbid", "torch", "--lazy", "numpy"]
+    assert light.options() == told
+    assert members["pio-base"].light == Light(max_mb=None, max_modules=None, without=(), lazy=())
+    assert members["pio-base"].light.options() == []
 
 
-@pytest.mark.parametrize("line", ["max_mb = 150", 'max-mb = "150"', 'without = "torch"'])
+@pytest.mark.parametrize(
+    "line", ["max_mb = 150", 'max-mb = "150"', "max-modules = []", 'without = "torch"', 'lazy = "torch"']
+)
 def test_limits_that_nobody_would_read_are_refused(toy, line):
     """A wrong key or type would leave the installation without a limit."""
     toy.add("pio-fast", extras=f"[tool.pio-workspace.light]\n{line}\n")
-    with pytest.raises(ValueError, match=r"pio-fast: \[tool.pio-workspace.light\] has a number max-mb"):
+    with pytest.raises(ValueError, match=r"pio-fast: \[tool.pio-workspace.light\] has numbers max-mb"):
         read_members(toy.root)["pio-fast"].light  # noqa: B018 - reading is what fails
 
 
