@@ -22,6 +22,6 @@ def test_examples_run(default_model_path, capsys):
     assert "Paris" in printed[0]
     assert "RequestMetrics(" in printed[1]
     assert printed[2].startswith("3 -")
-    assert "'age': " in printed[3]
-    assert printed[4].startswith("ToolCallDelta(index=0, name='note'")
-    assert printed[5].endswith(" tokens were there\n")
+    assert "'age': " in printed[4]
+    assert printed[5].startswith("ToolCallDelta(index=0, name='note'")
+    assert printed[6].endswith(" tokens were there\n")
