@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from problem import Problem
-from release_git import commit_of, git, text_at
+from release_git import commit_of, git, text_at, version_at
 from release_refusal import RefusedError
 from rules_layout import FRAGMENT
-from workspace import ROOT, Member, read_members, table
+from workspace import ROOT, Member, read_members
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +69,7 @@ def _check_member(root: Path, member: Member, start: str, head: str) -> Iterator
     changelog = member.folder / "CHANGELOG.md"
     before, after = text_at(root, start, changelog), text_at(root, head, changelog)
     if before is not None and before != after:
-        if not _is_release(before, after or "", _version_at(root, member, head)):
+        if not _is_release(before, after or "", version_at(root, head, member.folder)):
             way_out = "restore it, and say what changes in a fragment: `tools/release.py prepare` writes the changelog"
             yield Problem(changelog, "is edited outside of a release", way_out)
             return
@@ -90,18 +89,13 @@ def _changed(root: Path, start: str, head: str, folder: Path, *, kept: bool = Fa
     return [path for path in listed.split("\0") if path]
 
 
-def _is_release(before: str, after: str, version: str) -> bool:
+def _is_release(before: str, after: str, version: str | None) -> bool:
     """Whether ``after`` is ``before`` with entries put in at the mark, the first of them for ``version``."""
     opening, mark, entries = before.partition(_MARK)
     if not mark or not after.startswith(opening + mark) or not after.endswith(entries):
         return False
     added = after[len(opening + mark) : len(after) - len(entries)]
     return added.strip().startswith(f"## {version} ")
-
-
-def _version_at(root: Path, member: Member, revision: str) -> str:
-    text = text_at(root, revision, member.folder / "pyproject.toml") or ""
-    return str(table(tomllib.loads(text), "project").get("version", ""))
 
 
 def _inside(root: Path, path: Path) -> str:

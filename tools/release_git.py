@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import tomllib
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from packaging.version import InvalidVersion, Version
 
 from release_refusal import RefusedError
+from workspace import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,6 +63,12 @@ def text_at(root: Path, revision: str, path: Path) -> str | None:
     """The text of the file at ``path`` in ``revision``, or None if it is not there."""
     done = _run(root, "show", f"{revision}:{_inside(root, path)}")
     return None if done.returncode else done.stdout
+
+
+def version_at(root: Path, revision: str, folder: Path) -> str | None:
+    """The version that the distribution in ``folder`` declares in ``revision``, or None if it is not there."""
+    text = text_at(root, revision, folder / "pyproject.toml")
+    return None if text is None else str(table(tomllib.loads(text), "project").get("version", ""))
 
 
 def python_files_at(root: Path, revision: str, folder: Path) -> dict[PurePosixPath, str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from release_bounds import read_bounds
 from release_build import release_files
 from release_fragments import read_fragments
-from release_git import commit_of, content_of, git, tag_name, text_at
+from release_git import commit_of, content_of, git, tag_name, version_at
 from release_index import Index, IndexFile, sha256_of, version_of
 from release_manifest import Built, BuiltFile, Manifest, differing_files, read_manifest
 from release_names import canonical_names
@@ -192,8 +192,7 @@ def _mistagged(root: Path, member: Member, built: Built | None, manifest: Manife
     tagged = commit_of(root, f"refs/tags/{name}")
     if tagged is None:
         return
-    document = text_at(root, tagged, member.folder / "pyproject.toml")
-    if document is None or f'version = "{member.version}"' not in document:
+    if version_at(root, tagged, member.folder) != member.version:
         yield f"tag {name} names {tagged[:12]}, where {member.name} has another version: delete the tag"
     elif built and content_of(root, tagged, member.folder) != content_of(root, manifest.commit, member.folder):
         what = f"tag {name} names {tagged[:12]}, and the release was built from {manifest.commit[:12]}"
