@@ -31,7 +31,17 @@ if TYPE_CHECKING:
 
     from packaging.requirements import Requirement
 
-_DISTRIBUTIONS = {"PIL": "pillow", "google": "protobuf", "llama_cpp": "ik-llama-cpp-python", "yaml": "pyyaml"}
+# By the longest name that is one here: several distributions may share the first part.
+_DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "google": "protobuf",
+    "llama_cpp": "ik-llama-cpp-python",
+    "opentelemetry": "opentelemetry-api",
+    "opentelemetry.exporter.otlp.proto.http": "opentelemetry-exporter-otlp-proto-http",
+    "opentelemetry.proto": "opentelemetry-proto",
+    "opentelemetry.sdk": "opentelemetry-sdk",
+    "yaml": "pyyaml",
+}
 """Distributions whose import name is not their own name."""
 
 _PLUGIN_PREFIX = "pio-model-"
@@ -131,7 +141,10 @@ def distribution_of(module: str, member: Member, workspace: Workspace) -> str | 
         for name, other in workspace.members.items():
             if any(module == leaf or module.startswith(f"{leaf}.") for leaf in other.leaves):
                 return None if other is member else name
-    return canonicalize_name(_DISTRIBUTIONS.get(top, module if top == NAMESPACE else top))
+    parts = module.split(".")
+    names = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    known = next((_DISTRIBUTIONS[name] for name in names if name in _DISTRIBUTIONS), None)
+    return canonicalize_name(known or (module if top == NAMESPACE else top))
 
 
 def _imports_below(folder: Path) -> Iterator[tuple[Path, Import]]:

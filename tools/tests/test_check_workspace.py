@@ -144,6 +144,12 @@ IMPORTS = [
     ("import numpy\n", 1, "imports numpy, and pio-base does not declare numpy"),
     ("def f():\n    import numpy\n", 2, "imports numpy, and pio-base does not declare numpy"),
     ("import yaml.nodes\n", 1, "imports yaml.nodes, and pio-base does not declare pyyaml"),
+    (
+        "import opentelemetry.sdk.trace\n",
+        1,
+        "imports opentelemetry.sdk.trace, and pio-base does not declare opentelemetry-sdk",
+    ),
+    ("import opentelemetry.trace\n", 1, "imports opentelemetry.trace, and pio-base does not declare opentelemetry-api"),
     ("from importlib import import_module\nimport_module('numpy')\n", 2, "imports numpy, and pio-base does not"),
     ("try:\n    import numpy\nexcept ImportError:\n    numpy = None\n", 2, "imports numpy, and pio-base does not"),
     ("import inference_pio.top\n", 1, "imports inference_pio.top, and pio-base does not declare pio-top"),

@@ -11,7 +11,7 @@ from inference_pio.serve._bounds import BodyBounds, HeaderBounds
 from inference_pio.serve._endpoint import Endpoint
 from inference_pio.serve._errors import ApiError, not_found
 from inference_pio.serve._hosts import HostCheck
-from inference_pio.serve._outermost import Counted, Outermost
+from inference_pio.serve._outermost import Outermost, Watch
 from inference_pio.serve._routes import ROUTES
 from inference_pio.serve._scopes import PlaceMap
 
@@ -38,7 +38,7 @@ def create_app(server: ServerState, routes: tuple[ApiRoute, ...] = ROUTES) -> AS
     app = KeyCheck(app, settings.keys, places)
     app = HeaderBounds(app, settings.bounds)
     app = HostCheck(app, host=settings.host, allowed=settings.allowed_hosts, has_keys=bool(settings.keys))
-    return Outermost(app, Counted(server.http, places, settings.keys))
+    return Outermost(app, Watch(server.http, places, settings.keys, server.tracing))
 
 
 def build_router(server: ServerState, routes: tuple[ApiRoute, ...]) -> Router:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from inference_pio.serve._models import ServedModel
     from inference_pio.serve._open_requests import OpenRequest
     from inference_pio.serve._server_state import ServerState
+    from inference_pio.serve._tracing import RequestTrace
 
 Wire = TypeVar("Wire", bound=msgspec.Struct)
 
@@ -32,6 +33,7 @@ class Call:
         body: Its body.
         path_params: What its path names.
         query: Its query string.
+        trace: What is noted for its trace; None where nothing is traced.
         open: What whoever runs the server sees of it.
         cleanup: Closed once the reply was sent or its reader has gone, whatever happened.
     """
@@ -43,6 +45,7 @@ class Call:
     path_params: Mapping[str, str]
     query: bytes
     open: OpenRequest
+    trace: RequestTrace | None = None
     cleanup: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     @property

@@ -88,6 +88,10 @@ _ENGINE = ("executor", "device", "dtype", "threads", "max_model_len", "max_num_s
     "--drain-timeout", type=click.FloatRange(min=0), default=30.0, show_default=True, metavar="S",
     help="Seconds for running requests to finish after SIGTERM.",
 )  # fmt: skip
+@click.option(
+    "--otel-endpoint", metavar="URL",
+    help="Send traces to this OpenTelemetry collector (OTLP/HTTP).  [default: from OTEL_EXPORTER_OTLP_ENDPOINT]",
+)  # fmt: skip
 @click.option("--access-log/--no-access-log", default=True, help="Write a line per request to standard error.")
 @click.option("--executor", metavar="NAME", help="auto, native (fused CPU programs) or torch.")
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...")
@@ -186,6 +190,7 @@ def serve_settings(options: dict[str, Any], key: str | None) -> ServeSettings:
     """
     from inference_pio.serve._keys import KeyRing, read_key_file
     from inference_pio.serve._settings import Bounds, ServeSettings
+    from inference_pio.serve._trace_setup import endpoint_of
 
     def read_keys() -> KeyRing:
         keys = [] if options["api_key_file"] is None else read_key_file(options["api_key_file"])
@@ -208,6 +213,7 @@ def serve_settings(options: dict[str, Any], key: str | None) -> ServeSettings:
         unload_idle_s=options["unload_idle"],
         preload=options["preload"],
         admin_socket=options["admin_socket"],
+        otel_endpoint=endpoint_of(options["otel_endpoint"]),
         bounds=Bounds(request_s=options["request_timeout"]),
     )
 

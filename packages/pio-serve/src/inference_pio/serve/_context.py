@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from starlette.types import Scope
 
+    from inference_pio.serve._tracing import RequestTrace
+
 _KEY = "inference_pio"
 CROWDED = "inference_pio.crowded"
 """Set in the state of a request's scope where as many connections are open as may."""
@@ -23,11 +25,13 @@ class RequestContext:
         request_id: The client's, or one of ours; comes back as ``x-request-id``.
         key_id: Whose key it came with; never the key.
         body: The whole body.
+        trace: What is noted for its trace; None where nothing is traced.
     """
 
     request_id: str
     key_id: str = ANONYMOUS
     body: bytes = b""
+    trace: RequestTrace | None = None
 
 
 def attach(scope: Scope, context: RequestContext) -> None:

@@ -48,6 +48,7 @@ class Endpoint:
             body=context.body,
             path_params=scope.get("path_params", {}),
             query=scope["query_string"],
+            trace=context.trace,
             open=OpenRequest(request_id=context.request_id, key_id=context.key_id, path=scope["path"]),
         )
         with self._server.admitted(call.open) if self._costs else nullcontext():

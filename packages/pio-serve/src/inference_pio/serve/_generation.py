@@ -96,8 +96,11 @@ class Generation:
     async def _close(self) -> None:
         for stream in self._streams:
             await stream.aclose()
+        outputs = self.outputs()
+        if self._call.trace is not None:
+            self._call.trace.generated(self._model.name, self._requests, outputs)
         used = 0
-        for output in self.outputs():
+        for output in outputs:
             used += len(output.prompt_token_ids) + sum(len(one.token_ids) for one in output.outputs)
         self._call.server.spend(self._call.key_id, used)
 

@@ -153,6 +153,8 @@ class PioServer(uvicorn.Server):
         await self.state.models.stop()
         await super().shutdown(sockets)
         await self.state.models.close()
+        if self.state.tracing is not None:
+            await asyncio.to_thread(self.state.tracing.close)
         await self._close_admin()
 
     async def _close_admin(self) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from inference_pio.serve._http_metrics import HttpMetrics
     from inference_pio.serve._keys import KeyRing
     from inference_pio.serve._scopes import PlaceMap
+    from inference_pio.serve._tracing import Tracing
 
 LOG = logging.getLogger("inference_pio.serve")
 ACCESS = logging.getLogger("inference_pio.serve.access")
@@ -29,28 +30,34 @@ _ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
-    """How requests are counted.
+class Watch:
+    """How requests are counted and traced.
 
     Attributes:
-        metrics: Where.
-        places: By which names of routes.
-        keys: By which names of keys.
+        metrics: Where they are counted.
+        places: Names of routes.
+        keys: Names of keys.
+        tracing: What traces them; None if nothing does.
     """
 
     metrics: HttpMetrics
     places: PlaceMap
     keys: KeyRing
+    tracing: Tracing | None = None
+
+    def begin(self, context: RequestContext) -> None:
+        """A request has come."""
+        self.metrics.begun()
+        if self.tracing is not None:
+            context.trace = self.tracing.begin()
 
     def end(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count a request that is over."""
-        self.metrics.ended(
-            handler=self.places.find(scope["path"]).name,
-            method=scope["method"],
-            status=status,
-            seconds=seconds,
-            key=self.keys.label(context_of(scope).key_id),
-        )
+        """It is over."""
+        context = context_of(scope)
+        route, key = self.places.find(scope["path"]).name, self.keys.label(context.key_id)
+        self.metrics.ended(handler=route, method=scope["method"], status=status, seconds=seconds, key=key)
+        if self.tracing is not None and context.trace is not None:
+            self.tracing.end(context.trace, scope, route=route, status=status, request_id=context.request_id, key=key)
 
 
 class Outermost:
@@ -58,12 +65,12 @@ class Outermost:
 
     Args:
         app: What is further in.
-        counted: Where requests are counted; None for nowhere.
+        watch: How requests are counted and traced; None for not at all.
     """
 
-    def __init__(self, app: ASGIApp, counted: Counted | None = None) -> None:
+    def __init__(self, app: ASGIApp, watch: Watch | None = None) -> None:
         self._app = app
-        self._counted = counted
+        self._watch = watch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -72,7 +79,8 @@ class Outermost:
         given = header(scope, b"x-request-id")
         # Ids of clients go into logs, so only plain ones are taken over.
         request_id = given.decode() if given is not None and _ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
-        attach(scope, RequestContext(request_id=request_id))
+        context = RequestContext(request_id=request_id)
+        attach(scope, context)
         named = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
         if speaks_messages(scope):
             named.append((b"request-id", request_id.encode()))
@@ -86,8 +94,8 @@ class Outermost:
                 message["headers"] = [*message.get("headers", ()), *named]
             await send(message)
 
-        if self._counted is not None:
-            self._counted.metrics.begun()
+        if self._watch is not None:
+            self._watch.begin(context)
         try:
             _refuse_crowds(scope)
             await self._app(scope, receive, send_named)
@@ -107,8 +115,8 @@ class Outermost:
             await error_reply(scope, known)(scope, receive, send_named)
         finally:
             seconds = time.perf_counter() - started
-            if self._counted is not None:
-                self._counted.end(scope, status, seconds)
+            if self._watch is not None:
+                self._watch.end(scope, status, seconds)
             ACCESS.info(
                 "%s %s %d %.1f ms %s key=%s",
                 scope["method"],
@@ -117,7 +125,7 @@ class Outermost:
                 status,
                 seconds * 1000,
                 request_id,
-                context_of(scope).key_id,
+                context.key_id,
             )
 
 

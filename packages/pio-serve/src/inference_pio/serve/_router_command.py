@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,8 @@ def make_router(models: tuple[str, ...], options: dict[str, Any]) -> RouterServe
     if options["admin_socket"] is not None:
         raise ConfigError("--admin-socket is of one server, and --replicas makes several", hint="leave one of them out")
     count = options["replicas"]
-    told = serve_settings(options, os.environ.get(KEY_VARIABLE))
+    # The replicas know what became of a request: they trace it, and the router would only trace it once more.
+    told = replace(serve_settings(options, os.environ.get(KEY_VARIABLE)), otel_endpoint=None)
     settings = engine_settings(options)
     threads = settings.threads
     cpus: list[list[int] | None] = [None] * count

@@ -10,6 +10,7 @@ from inference_pio.serve._http_metrics import HttpMetrics
 from inference_pio.serve._limits import KeyLimits
 from inference_pio.serve._model_pool import ModelPool
 from inference_pio.serve._open_requests import OpenRequests
+from inference_pio.serve._trace_setup import start_tracing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,7 @@ class ServerState:
         models: The models.
         limits: What each key may have.
         http: What is counted of requests.
+        tracing: What traces them; None if nothing does.
         requests: Those that are being answered, of all that cost something.
         draining: Whether new requests are refused, because the server is about to stop.
     """
@@ -40,6 +42,7 @@ class ServerState:
         )
         self.limits = KeyLimits(settings.max_concurrent_per_key, settings.tokens_per_minute, keys=settings.keys)
         self.http = HttpMetrics()
+        self.tracing = start_tracing(settings.otel_endpoint)
         self.requests = OpenRequests()
         self.draining = False
 

@@ -95,6 +95,7 @@ class ServeSettings:
         preload: Which models are loaded at the start; the others are when they are first asked for.
         admin_socket: Path of the unix socket for whoever runs the server; None for none.
         read_keys: Reads the keys anew, when whoever runs the server asks for it; None where they cannot change.
+        otel_endpoint: Where traces go over OTLP/HTTP, such as ``http://localhost:4318``; None traces nothing.
         bounds: How much of everything one connection or request may bring.
 
     Raises:
@@ -119,6 +120,7 @@ class ServeSettings:
     preload: Preload = "first"
     admin_socket: Path | None = None
     read_keys: Callable[[], KeyRing] | None = field(default=None, repr=False)
+    otel_endpoint: str | None = None
     bounds: Bounds = field(default_factory=Bounds)
 
     def __post_init__(self) -> None:
