@@ -15,7 +15,13 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from inference_pio.core._structure import CACHED_STRUCTURES, StructureCompiler
-from inference_pio.interfaces import EngineError, InvalidRequestError, StructuredOutputs, UnsupportedError
+from inference_pio.interfaces import (
+    EngineError,
+    InvalidRequestError,
+    StructuredOutputs,
+    StructureError,
+    UnsupportedError,
+)
 from inference_pio.processing import tokenizer_from_folder, tokenizer_from_gguf
 from inference_pio.testing import find_default_model
 from inference_pio.weights import open_weights
@@ -457,7 +463,7 @@ def test_a_grammar_that_leads_nowhere_says_so_where_it_shows(compiler):
     compiled = compiler.compile(StructuredOutputs(grammar='start: "a" b | "c"\nb: b "d"'))
     structure = compiled.fork()
     structure.advance(spell(structure, "a")[0])
-    with pytest.raises(EngineError, match="cannot go on: no token can follow"):
+    with pytest.raises(StructureError, match="cannot go on: no token can follow"):
         allowed(structure)
     assert structure.error is not None
     assert not structure.is_finished
@@ -475,7 +481,7 @@ def test_text_that_the_vocabulary_cannot_spell_fails_where_it_shows(tmp_path):
         compiler.compile(StructuredOutputs(choice=["b"]))
     structure = compiler.compile(StructuredOutputs(choice=["ab"]))
     structure.advance(0)
-    with pytest.raises(EngineError, match="no token can follow"):
+    with pytest.raises(StructureError, match="no token can follow"):
         allowed(structure)
 
 

@@ -25,6 +25,7 @@ EXIT_CODES = {
     "PromptTooLongError": 2,
     "QueueFullError": 1,
     "RemoteCodeRefusedError": 1,
+    "StructureError": 1,
     "TemplateError": 1,
     "UnsupportedError": 5,
 }

@@ -9,7 +9,7 @@ import numpy as np
 
 from inference_pio.core._outcome import final_events, named_logprobs, take_token
 from inference_pio.core._sequence import Sequence
-from inference_pio.interfaces import EngineError, FinishReason, PoolingParams, TokenEvent
+from inference_pio.interfaces import EngineError, FinishReason, PoolingParams, StructureError, TokenEvent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -299,7 +299,7 @@ def _sibling(parent: Sequence, index: int, cache: CacheManager) -> Sequence:
 
 def _no_token(sequence: Sequence) -> EngineError:
     if sequence.structure is not None:
-        return EngineError(
+        return StructureError(
             "no token of the vocabulary continues the text in the form that was asked for, or the logits "
             "are no numbers",
             hint="check the schema, or try a wider dtype: dtype='float32'",

@@ -13,7 +13,7 @@ import numpy as np
 
 from inference_pio.core._grammar import form_name, grammar_source, one_line, way_out
 from inference_pio.core._vocabulary import StructureVocabulary
-from inference_pio.interfaces import EngineError, InvalidRequestError
+from inference_pio.interfaces import EngineError, InvalidRequestError, StructureError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -77,14 +77,14 @@ class Structure:
                 token is allowed exactly where the text may end.
 
         Raises:
-            EngineError: The structure leads nowhere or became too complex.
+            StructureError: It leads nowhere or became too complex.
         """
         if self.has_ended:
             out[:] = self.vocabulary.end_mask
             return
         self.matcher.unsafe_compute_mask_ptr(out.ctypes.data, out.nbytes)
         if self.matcher.is_error():
-            raise EngineError(f"the structured output cannot go on: {self.error}", hint="simplify the form")
+            raise StructureError(f"the structured output cannot go on: {self.error}", hint="simplify the form")
         out &= self.vocabulary.selectable
 
     def advance(self, token_id: int) -> None:

@@ -34,6 +34,7 @@ from inference_pio.interfaces._errors import (
     PromptTooLongError,
     QueueFullError,
     RemoteCodeRefusedError,
+    StructureError,
     TemplateError,
     UnsupportedError,
 )
@@ -138,6 +139,7 @@ __all__ = [
     "SamplingParams",
     "StateSpec",
     "StepBatch",
+    "StructureError",
     "StructuredOutputs",
     "TemplateError",
     "TensorInfo",

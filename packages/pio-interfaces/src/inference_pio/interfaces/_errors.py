@@ -127,3 +127,7 @@ class HubError(PioError):
 
 class EngineError(PioError):
     """The engine cannot go on; carries the reason of the step that failed."""
+
+
+class StructureError(EngineError):
+    """No text in the form that was asked for goes on from here: the same request would fail again."""
