@@ -55,6 +55,9 @@ def test_the_native_executor_is_taken_on_a_cpu(tiny_checkpoint, executor):
         assert re.fullmatch(r"native executor, \w+, 1 thread, F32 tiles, f16 cache", llm.executor_summary)
         assert (llm.dtype, llm.device) == ("F32", "cpu")
         assert llm.weight_bytes > 4 * llm.shape.num_parameters
+        assert llm.page_size == 32
+        assert [(group.kind, group.num_pages > 0) for group in llm.cache_groups] == [("full", True)]
+        assert llm.can_embed
 
 
 @pytest.mark.usefixtures("no_gpu")

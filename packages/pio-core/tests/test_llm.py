@@ -138,7 +138,7 @@ def test_undeclared_capabilities_are_refused(tiny, monkeypatch):
     with pytest.raises(UnsupportedError, match="does not declare the capability 'generate'"):
         LLM(tiny[0])
     declaring("generate")
-    assert LLM(tiny[0], max_num_seqs=3)._executor.cache_groups[0].num_pages == 3
+    assert LLM(tiny[0], max_num_seqs=3).cache_groups[0].num_pages == 3
     with pytest.raises(UnsupportedError, match=r"'paged-kv'.*contiguous"):
         LLM(tiny[0], kv_cache="paged")
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from inference_pio.core._inspect import EncodingUse, ModelReport, inspect_model
     from inference_pio.core._llm import LLM
     from inference_pio.core._locate import LocatedModel, locate_model
-    from inference_pio.core._metrics import EngineMetrics
+    from inference_pio.core._metrics import Counter, EngineMetrics, Gauge, Histogram
     from inference_pio.core._proposers import DraftRequest, NgramProposer, Proposer
     from inference_pio.core._registry import InstalledPlugin, Registry
     from inference_pio.core._sampler_state import SamplerState
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from inference_pio.interfaces import (
         BeamSearchParams,
         CompletionOutput,
+        EmbeddingOutput,
         Logprob,
+        PoolingParams,
         RequestOutput,
         SamplingParams,
         StructuredOutputs,
@@ -45,18 +47,23 @@ _MODULES = MappingProxyType(
         "BeamSearchParams": "inference_pio.interfaces",
         "Checkpoint": "inference_pio.core._checkpoint",
         "CompletionOutput": "inference_pio.interfaces",
+        "Counter": "inference_pio.core._metrics",
         "DraftModelProposer": "inference_pio.core._draft_model",
         "DraftRequest": "inference_pio.core._proposers",
         "Drafting": "inference_pio.core._drafting",
+        "EmbeddingOutput": "inference_pio.interfaces",
         "EncodingUse": "inference_pio.core._inspect",
         "Engine": "inference_pio.core._engine",
         "EngineMetrics": "inference_pio.core._metrics",
         "Footprint": "inference_pio.core._footprint",
+        "Gauge": "inference_pio.core._metrics",
+        "Histogram": "inference_pio.core._metrics",
         "InstalledPlugin": "inference_pio.core._registry",
         "LocatedModel": "inference_pio.core._locate",
         "Logprob": "inference_pio.interfaces",
         "ModelReport": "inference_pio.core._inspect",
         "NgramProposer": "inference_pio.core._proposers",
+        "PoolingParams": "inference_pio.interfaces",
         "Proposer": "inference_pio.core._proposers",
         "Registry": "inference_pio.core._registry",
         "RequestOutput": "inference_pio.interfaces",
@@ -81,18 +88,23 @@ __all__ = [
     "BeamSearchParams",
     "Checkpoint",
     "CompletionOutput",
+    "Counter",
     "DraftModelProposer",
     "DraftRequest",
     "Drafting",
+    "EmbeddingOutput",
     "EncodingUse",
     "Engine",
     "EngineMetrics",
     "Footprint",
+    "Gauge",
+    "Histogram",
     "InstalledPlugin",
     "LocatedModel",
     "Logprob",
     "ModelReport",
     "NgramProposer",
+    "PoolingParams",
     "Proposer",
     "Registry",
     "RequestOutput",

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from inference_pio.core._metrics import EngineMetrics
     from inference_pio.core._prompts import Conversation, Prompt
     from inference_pio.core._scheduler import Policy
-    from inference_pio.interfaces import ModelShape, RequestOutput, StructuredOutputs, TokenEvent
+    from inference_pio.interfaces import CacheGroup, ModelShape, RequestOutput, StructuredOutputs, TokenEvent
     from inference_pio.processing import ReasoningParser, Tokenizer, ToolCallParser
 
 _GENERATION_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -213,6 +213,16 @@ class LLM:
     def max_model_len(self) -> int:
         """Tokens of prompt and continuation together."""
         return self._engine.limits.max_model_len
+
+    @property
+    def page_size(self) -> int:
+        """Tokens per page of the cache."""
+        return self._executor.page_size
+
+    @property
+    def cache_groups(self) -> tuple[CacheGroup, ...]:
+        """The pages of the cache, by group of layers."""
+        return self._executor.cache_groups
 
     @property
     def can_embed(self) -> bool:
