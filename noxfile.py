@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import atexit
+import datetime as dt
 import functools
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -59,6 +61,7 @@ def boundaries(session: nox.Session) -> None:
     session.install("import-linter>=2.16", "packaging>=24")
     session.run("lint-imports", "--no-cache", env={"PYTHONPATH": SOURCES})
     session.run("python", "tools/check_workspace.py")
+    session.run("python", "tools/distribution_table.py", "--check")
 
 
 @nox.session
@@ -108,6 +111,43 @@ def reproduce(session: nox.Session) -> None:
     """Build distributions twice and compare the bytes: those that are named, or all of them."""
     session.install(*TOOLS)
     session.run("python", "tools/reproduce.py", *session.posargs)
+
+
+@nox.session
+def measure(session: nox.Session) -> None:
+    """Size and import of each distribution, without extras and with torch, into docs/distributions.*; or of some."""
+    chosen = session.posargs or list(MEMBERS)
+    path = ROOT / "docs" / "distributions.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"distributions": {}}
+    found = {name: figures for name, figures in before["distributions"].items() if name in MEMBERS}
+    for name in chosen:
+        figures = _measured(session, name, None)
+        heavy = _measured(session, name, "torch") if "torch" in MEMBERS[name].extras else figures
+        if heavy["bytes"] != heavy["bytes_without_torch"]:
+            figures["bytes_with_torch"] = heavy["bytes"]
+        found[name] = {key: value for key, value in figures.items() if key != "bytes"}
+    machine = {"system": f"{platform.system()} {platform.machine()}", "python": f"Python {platform.python_version()}"}
+    today = dt.datetime.now(dt.UTC).date().isoformat()
+    measured = {"date": today, "machine": machine, "distributions": {name: found[name] for name in sorted(found)}}
+    path.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    session.install("packaging>=24")
+    session.run("python", "tools/distribution_table.py")
+
+
+def _measured(session: nox.Session, name: str, extra: str | None) -> dict[str, float]:
+    _install(session, name, groups=False, extra=extra)
+    [leaf] = MEMBERS[name].leaves
+    result = Path(session.create_tmp()) / "measured.json"
+    session.run("python", "tools/measure_environment.py", "--out", str(result), leaf, name)
+    found: dict[str, float] = json.loads(result.read_text(encoding="utf-8"))
+    return found
+
+
+@nox.session
+def compatibility(session: nox.Session) -> None:
+    """Core and model plugins of the tree against those of an index: ``-- --index URL``."""
+    session.install(*TOOLS)
+    session.run("python", "tools/compatibility.py", *session.posargs)
 
 
 @nox.session(venv_backend="none")
@@ -253,7 +293,7 @@ def build(session: nox.Session) -> None:
 @nox.session(name="release-rehearsal")
 def release_rehearsal(session: nox.Session) -> None:
     """All releases to a real index on loopback: installed from there, killed in the middle, refused; takes minutes."""
-    session.install("packaging>=24", "pypiserver>=2.4")
+    session.install("packaging>=24", "pypiserver>=2.4", "waitress>=3")
     session.run("python", "tools/release_rehearsal.py", *session.posargs)
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archive_difference import differences
-from release_build import platforms
+from release_build import BACKENDS, platforms
 from workspace import ROOT, Member, read_members, table
 
 if TYPE_CHECKING:
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 SHARED = ("pyproject.toml", ".gitignore")
 """What a build reads outside of the distribution's own folder: the date of its resolution, and what git ignores."""
-
-CONSTRAINTS = ROOT / ".github" / "requirements" / "backends.txt"
-"""Hashes of the build backends, which every build for a release is held to."""
 
 
 class ReproduceError(Exception):
@@ -168,12 +165,13 @@ def build(
     """
     tree, out = scratch / around.folder / "tree", scratch / around.folder / "dist"
     place = member.folder.relative_to(root)
-    export(root, revision, [place.as_posix(), *SHARED], tree, around)
+    pinned = _git(root, "ls-tree", "--name-only", revision, "--", BACKENDS.as_posix()).decode().split()
+    export(root, revision, [place.as_posix(), *SHARED, *pinned], tree, around)
     environment = {**os.environ, **around.variables, "SOURCE_DATE_EPOCH": str(date), "UV_NO_PROGRESS": "1"}
     variable = str(table(member.document, "tool", "pio-workspace", "platform-wheels").get("variable", ""))
     environment.pop(variable, None)
-    pinned = ["--build-constraints", str(CONSTRAINTS), "--require-hashes"]
-    command = ["uv", "--quiet", "build", *pinned, "--out-dir", str(out)]
+    held = ["--build-constraints", str(tree / BACKENDS), "--require-hashes"] if pinned else []
+    command = ["uv", "--quiet", "build", *held, "--out-dir", str(out)]
     _run([*command, "--sdist", str(tree / place)], tree, environment, around, member)
     [source] = out.glob("*.tar.gz")
     for target in list(targets) or [""]:

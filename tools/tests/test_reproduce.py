@@ -116,7 +116,8 @@ def git(root, *arguments):
 def committed(toy):
     """The toy workspace, which can be built, in a repository."""
     backend = '[build-system]\nrequires = ["hatchling>=1.27"]\nbuild-backend = "hatchling.build"\n'
-    for name in ("pio-base", "pio-top"):
+    backends = {"pio-base": backend, "pio-top": backend, "pio-side": backend.replace("1.27", "999")}
+    for name, backend in backends.items():
         text = (toy.root / f"packages/{name}/pyproject.toml").read_text(encoding="utf-8")
         toy.write(f"packages/{name}/pyproject.toml", f"{backend}{text}")
     toy.replace("pyproject.toml", '"toys"\n', '"toys"\nversion = "0"\n')
