@@ -73,7 +73,7 @@ def test_wrong_usage_and_wrong_names(pio, arguments, code, parts):
         ('stop=[""]', ["stop must not contain an empty string"]),
         ("stop_token_ids=x", ["stop_token_ids must be a list of non-negative integers, got 'x'"]),
         ("stop_token_ids=[999]", ["token id 999", "vocabulary of 258"]),
-        ("repetition_penalty=0", ["repetition_penalty must be above 0", "got 0"]),
+        ("repetition_penalty=0", ["repetition_penalty must be at least 0.01", "got 0"]),
         ("ignore_eos=1", ["ignore_eos must be True or False, got 1"]),
     ],
 )

@@ -65,7 +65,8 @@ REFUSED = [
     ("logprobs", 21, r"^logprobs must be between 0 and 20, got 21$"),
     ("logprobs", True, r"^logprobs must be an integer, got True$"),
     ("prompt_logprobs", 21, r"^prompt_logprobs must be between 0 and 20, got 21$"),
-    ("repetition_penalty", 0, r"^repetition_penalty must be above 0 and at most 100, got 0$"),
+    ("repetition_penalty", 0, r"^repetition_penalty must be at least 0.01 and at most 100, got 0$"),
+    ("repetition_penalty", 1e-40, r"^repetition_penalty must be at least 0.01 and at most 100, got 1e-40$"),
     ("repetition_penalty", -1.0, r"^repetition_penalty must be above 0 and at most 100, got -1\.0$"),
     ("presence_penalty", 2.5, r"^presence_penalty must be at least -2 and at most 2, got 2\.5$"),
     ("frequency_penalty", -2.5, r"^frequency_penalty must be at least -2 and at most 2, got -2\.5$"),
@@ -110,6 +111,7 @@ ACCEPTED = [
     {"seed": 2**64 - 1},
     {"logprobs": 0, "prompt_logprobs": 20},
     {"repetition_penalty": 100},
+    {"repetition_penalty": 0.01},
     {"presence_penalty": -2, "frequency_penalty": 2},
     {"logit_bias": {}},
 ]

@@ -131,7 +131,7 @@ class SamplingParams:
         logprobs: Report this many of the most likely tokens per position, and the chosen one; None reports nothing.
         prompt_logprobs: The same for the prompt's positions.
         repetition_penalty: Divides positive and multiplies negative logits of tokens in prompt and text
-            (Keskar et al. 2019, arXiv:1909.05858), > 0; 1 is neutral.
+            (Keskar et al. 2019, arXiv:1909.05858), in [0.01, 100]; 1 is neutral.
         presence_penalty: Subtracted from the logits of tokens already in the text, in [-2, 2].
         frequency_penalty: Subtracted once per occurrence in the text, in [-2, 2].
         logit_bias: Added to the logits of tokens, by token id, in [-100, 100].
@@ -187,7 +187,7 @@ class SamplingParams:
             _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if self.prompt_logprobs is not None:
             _integer("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
