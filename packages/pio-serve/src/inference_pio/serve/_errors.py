@@ -16,6 +16,7 @@ from inference_pio.interfaces import (
     PioError,
     PromptTooLongError,
     QueueFullError,
+    StructureError,
     TemplateError,
     UnsupportedError,
 )
@@ -24,14 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _PARAM = re.compile(r"([a-z_]+)(?:\[[^]]*\])? must ")
-# How the core begins what it says of a form that became too complex, or led nowhere, within a text.
-_FORM_FAILED = ("the structured output cannot go on", "no token of the vocabulary continues the text in the form")
 # The first that fits counts, so the more special ones come first.
 _CODES: Mapping[type[PioError], str | None] = MappingProxyType(
     {
         PromptTooLongError: "context_length_exceeded",
         DoesNotFitError: "does_not_fit",
         TemplateError: "template_error",
+        StructureError: "form_failed",
         UnsupportedError: "unsupported",
         InvalidRequestError: None,
     }
@@ -135,8 +135,6 @@ def as_api_error(error: PioError) -> ApiError:
     for kind, code in _CODES.items():
         if isinstance(error, kind):
             return invalid(str(error), _param_of(error.message), code=code)
-    if isinstance(error, EngineError) and error.message.startswith(_FORM_FAILED):
-        return invalid(str(error), code="form_failed")  # would fail again
     # Its reason may be any exception's text, with paths and addresses in it: that goes to the log.
     if isinstance(error, EngineError):
         return ApiError(500, "the engine failed on this request", kind="server_error", code="engine_error")
