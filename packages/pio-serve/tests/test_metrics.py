@@ -85,6 +85,16 @@ def test_every_metric_of_the_list_is_there_with_its_type(served):
         assert names <= ({None} if family.name in ABOUT_HTTP else {"smollm2-135m-instruct"})
 
 
+def test_the_set_up_of_the_cache_is_told(served):
+    """Pages as vLLM names them, and how many tokens each holds: together what the engine can keep."""
+    [sample] = families(scrape(served))["pio:cache_config_info"].samples
+    llm = served.model.llm
+    pages, size = int(sample.labels["num_gpu_blocks"]), int(sample.labels["block_size"])
+    assert size == llm.page_size
+    assert pages * size == served.engine.cache.capacity_tokens
+    assert int(sample.labels["max_model_len"]) == llm.max_model_len
+
+
 def test_counts_are_those_of_the_requests_made(served):
     """Tokens as the replies' usage says, requests by why they ended, one observation of each time per request."""
     served.wait_until_idle()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
-from inference_pio.core._metrics import Counter, Gauge, Histogram
+from inference_pio.core import Counter, Gauge, Histogram
 from inference_pio.interfaces import FinishReason
 from inference_pio.serve._model_metrics import engine_metrics, model_metrics
 
@@ -72,6 +72,8 @@ def _info(models: Sequence[ServedModel]) -> Iterator[str]:
             "device": llm.device,
             "dtype": llm.dtype,
             "max_model_len": str(llm.max_model_len),
+            "block_size": str(llm.page_size),
+            "num_gpu_blocks": str(llm.cache_groups[0].num_pages),  # vLLM's name for pages, whatever they lie on
         }
         yield _line("pio:cache_config_info", labels, 1)
 

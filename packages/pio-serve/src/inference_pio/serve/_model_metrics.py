@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from inference_pio.core._metrics import Counter, Gauge, Histogram
+from inference_pio.core import Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable
