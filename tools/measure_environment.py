@@ -16,7 +16,7 @@ from pathlib import Path
 from check_environment import loaded_by
 from environment_size import brought_only_by, canonical, sizes
 
-REPETITIONS = 5
+REPETITIONS = 3
 
 
 def main() -> None:
