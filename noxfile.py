@@ -187,8 +187,8 @@ def tests(session: nox.Session, name: str) -> None:
 @nox.session
 @nox.parametrize("name", EACH)
 def slow(session: nox.Session, name: str) -> None:
-    """The tests of one distribution that take minutes."""
-    _install(session, name, groups=True)
+    """The tests of one distribution that take minutes; what they alone need is in its group ``test-slow``."""
+    _install(session, name, groups=True, slow="test-slow" in MEMBERS[name].groups)
     _pytest(session, name, "-m", "slow", success_codes=(0, NO_TESTS_COLLECTED))
 
 
@@ -297,13 +297,14 @@ def release_rehearsal(session: nox.Session) -> None:
     session.run("python", "tools/release_rehearsal.py", *session.posargs)
 
 
-def _install(session: nox.Session, name: str, *, groups: bool, extra: str | None = None) -> None:
-    """Make the session's environment hold exactly ``name``, what it needs, one ``extra`` and its test group.
+def _install(session: nox.Session, name: str, *, groups: bool, slow: bool = False, extra: str | None = None) -> None:
+    """Make the session's environment hold exactly ``name``, what it needs, one ``extra`` and its test groups.
 
     Without groups, import every module but those that need another extra: what only tests need must not be what makes
     it importable.
     """
-    chosen = [*(["--group", "test"] if groups else []), *(["--extra", extra] if extra else [])]
+    named = [*(["test"] if groups else []), *(["test-slow"] if slow else [])]
+    chosen = [*(word for group in named for word in ("--group", group)), *(["--extra", extra] if extra else [])]
     _install_pins(session, name, _export("--package", MEMBERS[name].name, *chosen), groups=groups, extra=extra)
 
 
