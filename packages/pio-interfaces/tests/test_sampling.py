@@ -67,7 +67,7 @@ REFUSED = [
     ("prompt_logprobs", 21, r"^prompt_logprobs must be between 0 and 20, got 21$"),
     ("repetition_penalty", 0, r"^repetition_penalty must be at least 0.01 and at most 100, got 0$"),
     ("repetition_penalty", 1e-40, r"^repetition_penalty must be at least 0.01 and at most 100, got 1e-40$"),
-    ("repetition_penalty", -1.0, r"^repetition_penalty must be above 0 and at most 100, got -1\.0$"),
+    ("repetition_penalty", -1.0, r"^repetition_penalty must be at least 0.01 and at most 100, got -1\.0$"),
     ("presence_penalty", 2.5, r"^presence_penalty must be at least -2 and at most 2, got 2\.5$"),
     ("frequency_penalty", -2.5, r"^frequency_penalty must be at least -2 and at most 2, got -2\.5$"),
     ("logit_bias", [1], r"^logit_bias must map token ids to numbers, got \[1\]$"),
