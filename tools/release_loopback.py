@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 _HOST = "127.0.0.1"
 _SECONDS_TO_START = 30
+_SERVE = """
+import sys, pypiserver, waitress
+folder, host, port = sys.argv[1:]
+index = pypiserver.app(roots=[folder], disable_fallback=True, authenticate=[], password_file=".")
+waitress.serve(index, host=host, port=int(port))
+"""
 _CHUNK = 2**12
 
 
@@ -27,15 +33,17 @@ _CHUNK = 2**12
 def running_index(packages: Path) -> Iterator[str]:
     """A pypiserver over the folder ``packages``, which never overwrites and knows no other index; its address.
 
+    Behind waitress, which hands over whole uploads alone: the server that it has by itself stores what came of one that
+    was cut off, which no run could complete.
+
     Raises:
         RuntimeError: It did not start, or ended before it was told to; in its own words.
     """
     packages.mkdir(parents=True, exist_ok=True)
     port = _free_port()
-    options = ["--host", _HOST, "--port", str(port), "--disable-fallback", "--authenticate", ".", "--passwords", "."]
     log = packages.with_suffix(".log")
     with log.open("wb") as output:
-        command = [sys.executable, "-m", "pypiserver", "run", *options, str(packages)]
+        command = [sys.executable, "-c", _SERVE, str(packages), _HOST, str(port)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         try:
             _await_port(port, process, log)

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["packaging>=24", "pypiserver>=2.4"]
+# dependencies = ["packaging>=24", "pypiserver>=2.4", "waitress>=3"]
 # ///
 """Release everything to a real index on loopback, install it from there, and break it in every way that is refused.
 
