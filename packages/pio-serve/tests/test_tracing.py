@@ -122,6 +122,19 @@ def test_every_endpoint_that_generates_says_so(traced, path, body, operation):
     assert span.attributes["pio.key"] == "unnamed"
 
 
+def test_embeddings_are_traced_too(traced):
+    """With the tokens that were read, and nothing of a text that was not made."""
+    running, spans = traced
+    _, _, reply = running.post("/v1/embeddings", {"input": [SECRET, "Hi"]}, key="key-of-ada-1")
+    [span] = spans(1)
+    assert span.attributes["gen_ai.operation.name"] == "embeddings"
+    assert span.attributes["gen_ai.usage.input_tokens"] == reply["usage"]["prompt_tokens"]
+    assert "gen_ai.request.temperature" not in span.attributes
+    assert span.attributes["gen_ai.usage.output_tokens"] == 0
+    text = running.ask("GET", "/metrics", key="key-of-ada-1")[2].decode()
+    assert f'pio:key_tokens_total{{key="ada"}} {reply["usage"]["prompt_tokens"]}' in text
+
+
 def test_span_continues_the_trace_of_the_client(traced):
     """W3C's traceparent, with its tracestate; one that is none, or not sampled, is left aside or followed."""
     running, spans = traced

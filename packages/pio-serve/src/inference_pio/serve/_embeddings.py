@@ -145,7 +145,7 @@ async def _embed(
             except EngineError as error:
                 raise unavailable("the engine does not take requests any more", "engine_stopped") from error
             call.open.prompt_tokens += len(prompt)
-            call.server.limits.spend(call.key_id, len(prompt))
+            call.server.spend(call.key_id, len(prompt))
             return await stream.result()
 
     tasks = [asyncio.ensure_future(embed(place, prompt)) for place, prompt in enumerate(prompts)]
@@ -153,7 +153,10 @@ async def _embed(
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
             task.result()
-        return [task.result() for task in tasks]
+        outputs = [task.result() for task in tasks]
+        if call.trace is not None:
+            call.trace.computed(model.name, params, outputs)
+        return outputs
     finally:
         for task in tasks:
             task.cancel()

@@ -98,7 +98,7 @@ class Generation:
             await stream.aclose()
         outputs = self.outputs()
         if self._call.trace is not None:
-            self._call.trace.generated(self._model.name, self._requests, outputs)
+            self._call.trace.computed(self._model.name, self._requests[0].params, outputs)
         used = 0
         for output in outputs:
             used += len(output.prompt_token_ids) + sum(len(one.token_ids) for one in output.outputs)

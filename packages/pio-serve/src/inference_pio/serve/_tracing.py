@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AttributeValue
     from starlette.types import Scope
 
-    from inference_pio.interfaces import Request, RequestOutput
+    from inference_pio.interfaces import BeamSearchParams, PoolingParams, RequestOutput
+
+    Params = SamplingParams | BeamSearchParams | PoolingParams
 
 CLOSE_S = 3.0
 """For the last spans to go out when the server ends."""
@@ -160,12 +162,12 @@ class RequestTrace:
         self.attributes: dict[str, AttributeValue] = {}
         self.failed = False
 
-    def generated(self, model: str, requests: Sequence[Request], outputs: Sequence[RequestOutput]) -> None:
+    def computed(self, model: str, params: Params, outputs: Sequence[RequestOutput]) -> None:
         """Note what the engine did for it: counts, times and parameters, never what was said.
 
         Args:
             model: What it was asked of.
-            requests: What it was asked.
+            params: How; several prompts of one call have the same.
             outputs: What came of that; fewer where some were refused.
         """
         reasons = [one.finish_reason.value for output in outputs for one in output.outputs if one.finish_reason]
@@ -177,7 +179,7 @@ class RequestTrace:
             FINISH_REASONS: reasons,
             INPUT_TOKENS: sum(len(output.prompt_token_ids) for output in outputs),
             OUTPUT_TOKENS: sum(len(one.token_ids) for output in outputs for one in output.outputs),
-            **_parameters(requests),
+            **_parameters(params),
         }
         timed = [output.metrics for output in outputs if output.metrics is not None]
         if timed:  # of several prompts, when the first of them began and the last was there
@@ -199,9 +201,7 @@ def exporting_to(endpoint: str) -> Tracing:
     return Tracing(BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")))
 
 
-def _parameters(requests: Sequence[Request]) -> Mapping[str, AttributeValue]:
-    """How to continue; several prompts of one call have the same."""
-    params = requests[0].params
+def _parameters(params: Params) -> Mapping[str, AttributeValue]:
     if not isinstance(params, SamplingParams):
         return {}
     given = {name: getattr(params, field) for field, name in _PARAMETERS.items()}
