@@ -209,7 +209,7 @@ class Engine:
         if not output.finished:
             msg = f"request {request_id!r} is not finished"
             raise ValueError(msg)
-        del self._requests[request_id]
+        self._requests.pop(request_id).sequences.clear()  # they refer to it too: memory would wait for the collector
         if self._events:
             self._events = [event for event in self._events if event.request_id != request_id]
         return output
