@@ -84,10 +84,11 @@ class Running:
 
 
 def start(settings, load, models=()):
-    """Run a server in a thread until a model is there, or loading failed."""
+    """Run a server in a thread until it has loaded what it begins with, or loading failed."""
     ready = threading.Event()
     given = {"name": "model", "load": load} if not models else {"models": models}
-    server = PioServer(settings, **given, on_ready=lambda *_: ready.set())
+    call = "on_listening" if settings.preload == "none" else "on_ready"
+    server = PioServer(settings, **given, **{call: lambda *_: ready.set()})
 
     def run():
         server.run()
@@ -170,11 +171,12 @@ def write_tiny_model(folder, *, seed, layers=2, hidden=64, vocab=131):
         "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{number}": number for number in range(3, vocab)}
+    words = ["<unk>", "<s>", "</s>", *(f"▁w{number}" for number in range(3, vocab))]
     tokenizer = {
         "version": "1.0",
         "added_tokens": [],
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "model": {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"},
+        "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"},
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": [[word, -1.0] for word in words]},
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))

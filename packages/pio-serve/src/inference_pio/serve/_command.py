@@ -150,6 +150,7 @@ def make_server(
             load_settings(flags={**_flags(options), "model": model}).settings,
             served_as=name,
             kv_cache_bytes=options["kv_cache_bytes"],
+            by_name=options["preload"] == "none",
         )
         for name, model in named
     ]

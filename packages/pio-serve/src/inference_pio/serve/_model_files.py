@@ -46,21 +46,28 @@ def named_models(arguments: Sequence[str], served_as: str | None) -> list[tuple[
     return found
 
 
-def model_spec(settings: Settings, *, served_as: str | None, kv_cache_bytes: int | None) -> ModelSpec:
+def model_spec(
+    settings: Settings, *, served_as: str | None, kv_cache_bytes: int | None = None, by_name: bool = False
+) -> ModelSpec:
     """The model of the settings, for a server.
 
     Args:
         settings: Name the model, and say how to run it.
         served_as: What requests call it; None for its own name.
         kv_cache_bytes: What its cache may take; None for a share of what is there.
+        by_name: Whether its name must be known before it is loaded, also without a budget.
     """
 
     def plan(budget: int | None) -> PlannedModel:
         from inference_pio.config import cache_dir
-        from inference_pio.core import plan_footprint
+        from inference_pio.core import Registry, locate_model, plan_footprint
 
         if budget is None:
-            return PlannedModel("", 0, loader(settings, kv_cache_bytes=kv_cache_bytes))
+            name = ""
+            if by_name:
+                files, endpoint = cache_dir(settings), settings.hub_endpoint
+                name = locate_model(settings.model, Registry.discover(), cache_dir=files, endpoint=endpoint).name
+            return PlannedModel(name, 0, loader(settings, kv_cache_bytes=kv_cache_bytes))
         found = plan_footprint(
             settings.model,
             memory_bytes=budget,

@@ -147,6 +147,7 @@ class ModelPool:
                 model.planned = await self._look(model)
             for model in models[wanted:]:
                 model.at_start, model.planned = False, None
+                model.name = model.name or model.spec.label
                 LOG.info("model %s is loaded when it is asked for", model.name)
             self._check_start(models[:wanted])
             return [await self._load_at_start(model) for model in models[:wanted]]

@@ -50,6 +50,10 @@ class OpenRequest:
             for end in self._ends:
                 end()
 
+    def close(self) -> None:
+        """It was answered. What would have been called refers to it in turn: memory would wait for the collector."""
+        self._ends.clear()
+
     def check(self) -> None:
         """Refuse to go on with a request that was cancelled.
 
@@ -81,6 +85,7 @@ class OpenRequests:
             yield
         finally:
             self._requests.remove(request)
+            request.close()
 
     def cancel(self, request_id: str) -> int:
         """End all that are called ``request_id``, for clients may choose ids; how many there were."""
