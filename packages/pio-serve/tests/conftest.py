@@ -146,7 +146,7 @@ def tiny_model(tmp_path_factory):
     return make
 
 
-def write_tiny_model(folder, *, seed, layers=2, hidden=64, vocab=131):
+def write_tiny_model(folder, *, seed, layers=2, hidden=64, vocab=131, context=256):
     """A Llama in float32 whose weights are drawn: ``config.json``, safetensors and ``tokenizer.json``."""
     random = np.random.default_rng(seed)
 
@@ -167,7 +167,7 @@ def write_tiny_model(folder, *, seed, layers=2, hidden=64, vocab=131):
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab, "hidden_size": hidden,
         "intermediate_size": 96, "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "max_position_embeddings": context, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
         "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
