@@ -150,9 +150,10 @@ class Rehearsal:
         before = self.held()
         done = self._run(*words)
         _hold(done.returncode == 1, f"release.py {' '.join(words)}: not refused: {done.stdout} {done.stderr}")
-        _hold(bool(re.search(reason, done.stderr)), f"refused, but without {reason!r}: {done.stderr}")
+        said = [line.strip().removeprefix("release: ") for line in done.stderr.splitlines() if re.search(reason, line)]
+        _hold(bool(said), f"refused, but without {reason!r}: {done.stderr}")
         _hold(self.held() == before, "something was uploaded before the refusal")
-        self.say(f"refused: {done.stderr.strip().splitlines()[-1].removeprefix('release: ')}")
+        self.say(f"refused: {said[0]}")
 
     def held(self) -> dict[str, dict[str, str]]:
         """Files on the index and their hashes, by distribution."""
@@ -281,13 +282,8 @@ def refuse(stage: Rehearsal) -> None:
     )
     stage.git("tag", "--delete", f"{_HELD_BACK}-v{version}")
 
-    project = stage.clone / "packages" / _BROKEN / "pyproject.toml"
-    text = project.read_text(encoding="utf-8")
-    project.write_text(
-        text.replace("\n[project]\n", f'\n[project]\ndependencies = ["{_HELD_BACK}>=0.1,<0.2"]\n'), encoding="utf-8"
-    )
-    stage.refused(rf"dependency cycle: ({_BROKEN} -> {_HELD_BACK}|{_HELD_BACK} -> {_BROKEN})", *publish)
-    project.write_text(text, encoding="utf-8")
+    with _edited(stage, _BROKEN, "dependencies = []", f'dependencies = ["{_HELD_BACK}>=0.1,<0.2"]'):
+        stage.refused(rf"dependency cycle: ({_BROKEN} -> {_HELD_BACK}|{_HELD_BACK} -> {_BROKEN})", *publish)
 
     stage.refused(r"was checked without its tests", "publish", "--index", stage.simple)
     stage.refused(r"not what was checked", *publish, "--manifest-sha256", "0" * 64)
@@ -339,14 +335,24 @@ def break_the_contracts(stage: Rehearsal) -> None:
 
 def _refuse_unsatisfied(stage: Rehearsal) -> None:
     """A bound on what no index has: not built, so that nothing can be uploaded."""
-    project = stage.clone / "packages" / _HELD_BACK / "pyproject.toml"
+    with _edited(stage, _HELD_BACK, f'"{_BROKEN}>=0.1,<0.2"', f'"{_BROKEN}>=0.7,<0.8"'):
+        stage.commit("a bound that nothing satisfies")
+        stage.refused(
+            r"depends on pio-interfaces>=0\.7,<0\.8", "check", _HELD_BACK, "--index", stage.simple, "--without-tests"
+        )
+        stage.refused(r"not there: `release.py check` writes it", *_publish(stage))
+        stage.git("reset", "--quiet", "--hard", "HEAD~1")
+
+
+@contextmanager
+def _edited(stage: Rehearsal, name: str, old: str, new: str) -> Iterator[None]:
+    """The ``pyproject.toml`` of ``name`` with ``new`` instead of ``old``."""
+    project = stage.members[name].folder / "pyproject.toml"
     text = project.read_text(encoding="utf-8")
-    _hold(f'"{_BROKEN}>=0.1,<0.2"' in text, f"{project} has another bound")
-    project.write_text(text.replace(f'"{_BROKEN}>=0.1,<0.2"', f'"{_BROKEN}>=0.7,<0.8"'), encoding="utf-8")
-    stage.commit("a bound that nothing satisfies")
-    stage.refused(r"pio-interfaces", "check", _HELD_BACK, "--index", stage.simple, "--without-tests")
-    stage.refused(r"not there: `release.py check` writes it", *_publish(stage))
-    stage.git("reset", "--quiet", "--hard", "HEAD~1")
+    _hold(old in text, f"{project} does not have {old}")
+    project.write_text(text.replace(old, new), encoding="utf-8")
+    yield
+    project.write_text(text, encoding="utf-8")
 
 
 def _change(stage: Rehearsal, name: str, kind: str = "") -> None:
