@@ -43,6 +43,8 @@ EACH = [nox.param(name, id=member.name) for name, member in MEMBERS.items()]
 NO_TESTS_COLLECTED = 5
 TOOLS = ("cyclonedx-python-lib[json-validation]>=11", "griffe>=2.4", "packaging>=24")
 """What tools/ imports."""
+INDEX = ("pypiserver>=2.4", "waitress>=3")
+"""What a package index on loopback is made of."""
 SOURCES = os.pathsep.join(str(member.folder / "src") for member in MEMBERS.values())
 
 
@@ -95,7 +97,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tools(session: nox.Session) -> None:
     """Tests of the workspace's own tools."""
-    session.install(*TOOLS, "pytest>=8.4", "pytest-xdist>=3.8", "pyyaml>=6")
+    session.install(*TOOLS, *INDEX, "pytest>=8.4", "pytest-xdist>=3.8", "pyyaml>=6")
     session.run("pytest", "-c", "pyproject.toml", "tools/tests", *session.posargs)
 
 
@@ -293,7 +295,7 @@ def build(session: nox.Session) -> None:
 @nox.session(name="release-rehearsal")
 def release_rehearsal(session: nox.Session) -> None:
     """All releases to a real index on loopback: installed from there, killed in the middle, refused; takes minutes."""
-    session.install("packaging>=24", "pypiserver>=2.4", "waitress>=3")
+    session.install("packaging>=24", *INDEX)
     session.run("python", "tools/release_rehearsal.py", *session.posargs)
 
 
