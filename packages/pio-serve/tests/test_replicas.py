@@ -102,8 +102,6 @@ def routed():
     with pytest.MonkeyPatch.context() as patch:
         # As always, only sooner.
         patch.setattr(_replicas, "WATCH_S", 0.2)
-        patch.setattr(_replicas, "ANSWER_S", 0.5)
-        patch.setattr(_replicas, "HUNG_S", 0.5)
         patch.setattr(_replicas, "BACK_OFF_S", (0.1, 0.2))
         yield from run_router()
 
@@ -243,7 +241,7 @@ class Turns(Balance):
     """Chooses in turns whatever is asked, which is what prefixes are compared with."""
 
     def choose(self, ready, blocks):  # noqa: ARG002 - whatever they are
-        return sum(load.requests for load in self.loads) % len(ready)
+        return ready[sum(load.requests for load in self.loads) % len(ready)]
 
 
 def test_prefixes_are_found_more_often(routed):
@@ -331,8 +329,11 @@ def test_a_replica_that_is_asked_to_leave(routed):
     assert replica.lives == lives + 1
 
 
-def test_a_replica_that_hangs(routed):
+@pytest.mark.slow
+def test_a_replica_that_hangs(routed, monkeypatch):
     """Is given nothing new once it does not answer; after a while it is ended and started again."""
+    monkeypatch.setattr(_replicas, "ANSWER_S", 3.0)
+    monkeypatch.setattr(_replicas, "HUNG_S", 1.0)
     replica = routed.router.replicas.all[0]
     lives = replica.lives
     os.kill(replica.process.pid, signal.SIGSTOP)

@@ -138,7 +138,7 @@ class Lifeline:
     def _end(self) -> None:
         place = Path(self.order.socket)
         with suppress(OSError):  # the router, or the last of its replicas, cleans up
-            place.unlink()
+            place.unlink(missing_ok=True)
             place.parent.rmdir()
         os._exit(0)
 

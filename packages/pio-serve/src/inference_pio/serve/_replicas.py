@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inference_pio.interfaces import PioError
+from inference_pio.interfaces import ConfigError, PioError
 from inference_pio.serve._command import KEY_VARIABLE
 from inference_pio.serve._endpoint import end_task
 from inference_pio.serve._replica_messages import STOP, Failed, Leaving, Loaded, Spent, report_from, to_line
@@ -45,6 +45,7 @@ STAYED_S = 60.0
 END_S = 8.0
 """For a replica that was told to stop: longer than it gives its last words."""
 REPORT_BYTES = 1024 * 1024
+_FOLDER_BYTES = 90  # the path of a socket has 103 at most on some systems, 107 on others
 
 
 class ReplicaError(PioError):
@@ -169,8 +170,14 @@ class Replicas:
 
         Raises:
             ReplicaError: One of them cannot begin to serve.
+            ConfigError: The folder for temporary files is too deep for sockets.
         """
         self._folder = Path(tempfile.mkdtemp(prefix="pio-serve-"))  # for this user alone
+        if len(os.fsencode(self._folder)) > _FOLDER_BYTES:
+            raise ConfigError(
+                f"the path of the temporary folder {str(self._folder.parent)!r} is too long for sockets in it",
+                hint="set TMPDIR to a shorter one",
+            )
         for together in (self.all[:1], self.all[1:]):
             tasks = [asyncio.ensure_future(self._begin_and_keep(replica)) for replica in together]
             try:
@@ -261,6 +268,7 @@ class Replicas:
                 LOG.error("replica %d has not answered for %g s", replica.place, HUNG_S)
                 _kill(process)
         replica.come_to(ReplicaState.DOWN)
+        replica.socket.unlink(missing_ok=True)
         self._on_gone(replica.place)
 
     async def _spawn(self, replica: Replica) -> tuple[asyncio.subprocess.Process, asyncio.Task[None]]:
