@@ -24,14 +24,21 @@ import time
 import tomllib
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from problem import Workspace
 from release_loopback import Gate, held_files, running_index, running_proxy
+from rules_dependencies import check_requirements
 from workspace import ROOT, Member, read_members
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from importlib.metadata import Distribution
 
 _ALONE: dict[str, tuple[set[str], set[str]]] = {
     "pio-attention": ({"pio-interfaces"}, {"transformers"}),
@@ -218,6 +225,8 @@ def install_alone(stage: Rehearsal) -> None:
             brought = _distributions(python)
             ours = brought.keys() & stage.members.keys()
             _hold(ours == {name, *siblings}, f"{name} brings {sorted(ours)}, not itself and {sorted(siblings)}")
+            asked = _asked_for(brought, name)
+            _hold(brought.keys() == asked, f"{name}: not what is declared: {sorted(brought.keys() ^ asked)}")
             _hold(not brought.keys() & unwanted, f"{name} brings {sorted(brought.keys() & unwanted)}")
             said = _use(stage, name, python)
             third = len(brought) - len(ours)
@@ -315,17 +324,19 @@ def break_the_contracts(stage: Rehearsal) -> None:
     ]
     _hold(all(members[_BROKEN].version in requirement.specifier for requirement in raised), "bounds were not raised")
     _hold(not any(old[_BROKEN] in requirement.specifier for requirement in raised), "bounds still admit the old one")
-    _call(stage.clone, sys.executable, "tools/check_workspace.py")
+    workspace = Workspace(root=stage.clone, members=members, document=_root_document(stage))
+    problems = [problem for member in members.values() for problem in check_requirements(member, workspace)]
+    _hold(not problems, f"bounds between the tree's versions: {[problem.render(stage.clone) for problem in problems]}")
     stage.say(f"{_BROKEN} {members[_BROKEN].version} breaks {len(dependents)} dependents: named, bounds raised")
     stage.release("check", "--index", stage.simple, "--without-tests")
     stage.release(*_publish(stage))
     stage.release("tag", "--index", stage.simple)
     with _installed(stage, "pio-core", "pio-model-llama") as python:
-        found = _distributions(python)
+        found = _versions(python)
         wanted = {name: members[name].version for name in found.keys() & members.keys()}
         _hold({name: found[name] for name in wanted} == wanted, f"new ones resolve to {found}")
     with _installed(stage, "pio-core", f"pio-model-llama=={old['pio-model-llama']}") as python:
-        found = _distributions(python)
+        found = _versions(python)
         together = {name: old[name] for name in ("pio-model-llama", "pio-core", _BROKEN)}
         _hold({name: found[name] for name in together} == together, f"an old plugin resolves to {found}")
         code = "from inference_pio.core import *; import inference_pio.models.llama as it; print(it.PLUGIN)"
@@ -412,10 +423,30 @@ def _installed(stage: Rehearsal, *requirements: str) -> Iterator[Path]:
     shutil.rmtree(environment)
 
 
-def _distributions(python: Path) -> dict[str, str]:
-    """Canonical names and versions of what is installed."""
-    listed = json.loads(_call(python.parent, "uv", "pip", "list", "--python", str(python), "--format", "json"))
-    return {each["name"]: each["version"] for each in listed}
+def _distributions(python: Path) -> dict[str, Distribution]:
+    """What is installed beside ``python``, by canonical name."""
+    [packages] = python.parent.parent.glob("lib/python*/site-packages")
+    return {str(canonicalize_name(found.name)): found for found in distributions(path=[str(packages)])}
+
+
+def _versions(python: Path) -> dict[str, str]:
+    """Versions of what is installed beside ``python``, by canonical name."""
+    return {name: found.version for name, found in _distributions(python).items()}
+
+
+def _asked_for(installed: Mapping[str, Distribution], name: str) -> set[str]:
+    """Names of all that the metadata of ``name`` asks for on this machine, and that of what it asks for."""
+    reached: set[tuple[str, str]] = set()
+    waiting = {(name, "")}
+    while waiting:
+        reached |= waiting
+        asked = set()
+        for each, extra in waiting:
+            for requirement in map(Requirement, installed[each].requires or ()):
+                if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                    asked |= {(str(canonicalize_name(requirement.name)), more) for more in ("", *requirement.extras)}
+        waiting = asked - reached
+    return {each for each, _ in reached}
 
 
 def _use(stage: Rehearsal, name: str, python: Path) -> str:

@@ -77,9 +77,8 @@ class ReleasedToy(Toy):
     """A toy workspace under git, each distribution of which is out as 0.1.0."""
 
     def git(self, *arguments):
-        """What git prints, run as somebody."""
-        identity = ["-c", "user.name=T", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
-        command = ["git", *identity, *arguments]
+        """What git prints."""
+        command = ["git", *arguments]
         return subprocess.run(command, cwd=self.root, check=True, capture_output=True, text=True).stdout
 
     def commit(self, message):
@@ -123,6 +122,8 @@ def released(toy):
         mark = "<!-- releases, newest first -->"
         workspace.write(f"packages/{name}/CHANGELOG.md", f"# Changelog\n\n{mark}\n\n## 0.1.0 (2026-01-01)\n\n- It.\n")
     workspace.git("init", "--initial-branch=main")
+    for key, value in {"user.name": "T", "user.email": "t@example.org", "commit.gpgsign": "false"}.items():
+        workspace.git("config", key, value)
     for name in ("pio-base", "pio-side", "pio-top"):
         workspace.tag(name)
     return workspace

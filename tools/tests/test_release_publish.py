@@ -322,8 +322,6 @@ def test_tags_are_pushed(ready, index, tmp_path_factory):
     remote = tmp_path_factory.mktemp("remote")
     toy.git("init", "--bare", str(remote))
     toy.git("remote", "add", "upstream", str(remote))
-    toy.git("config", "user.name", "T")
-    toy.git("config", "user.email", "t@example.org")
     tag(toy.root, folder, served, "upstream", dry_run=False)
     assert "refs/tags/pio-base-v0.1.1" in toy.git("ls-remote", "upstream")
 
