@@ -124,8 +124,8 @@ def test_every_endpoint_leases_its_model(start_server, folders, path, body):
     status, _, reply = running.post(path, {"model": "two", **body}, key=None)
     assert status in {200, 400}, reply  # 400: it has no chat template
     assert states(running) == {"one": "unloaded", "two": "loaded"}
-    wait_for(lambda: running.server.state.models.find("two").leases == 0)
-    assert running.server.state.open == 0
+    wait_for(lambda: running.server.state.open == 0)
+    assert running.server.state.models.find("two").leases == 0
 
 
 def test_requests_at_once_wait_for_one_load(start_server, folders):
@@ -259,3 +259,81 @@ def test_models_take_turns_where_the_budget_holds_one(start_server, folders):
 
 def _planned(folder):
     return spec(folder).plan(2 * MIB).nbytes
+
+
+def stream_of(running, path, body):
+    """The raw reply to a request for a stream."""
+    connection = http.client.HTTPConnection(running.host, running.port, timeout=30)
+    connection.request("POST", path, json.dumps({**body, "stream": True}), {"content-type": "application/json"})
+    return connection, connection.getresponse()
+
+
+def test_streams_show_that_they_live_while_a_model_loads(start_server, folders):
+    """Comments come before the first event; then the stream is as any other, and so is one that was quick."""
+    gate = threading.Event()
+    running = start_server(models=[spec(REAL), spec(folders[0], gate=gate)], memory_budget=700 * MIB, keep_alive_s=0.1)
+    body = {"model": "one", "prompt": "w5", "max_tokens": 3, "ignore_eos": True, "temperature": 0}
+    connection, reply = stream_of(running, "/v1/completions", body)
+    assert reply.status == 200
+    assert reply.getheader("content-type") == "text/event-stream; charset=utf-8"
+    assert [reply.readline() for _ in range(4)] == [b": ping\n", b"\n"] * 2
+    gate.set()
+    rest = reply.read().replace(b": ping\n\n", b"")
+    connection.close()
+    connection, reply = stream_of(running, "/v1/completions", body)
+    quick = reply.read()
+    connection.close()
+    assert texts_of(rest) == texts_of(quick)
+    assert rest.endswith(b"data: [DONE]\n\n")
+
+
+def texts_of(stream):
+    events = [line.removeprefix(b"data: ") for line in stream.splitlines() if line.startswith(b"data: {")]
+    return [choice["text"] for event in events for choice in json.loads(event)["choices"]]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "last"),
+    [
+        ("/v1/completions", {"prompt": "w5"}, b"data: [DONE]"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "w5"}]}, b"data: [DONE]"),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "w5"}], "max_tokens": 3}, b"event: error"),
+        ("/v1/responses", {"input": "w5"}, b""),
+    ],
+)
+def test_stream_that_has_begun_is_told_of_a_failed_load(start_server, folders, tmp_path, path, body, last):
+    """As an event, in the shape of the endpoint: the status was told long ago."""
+    from shutil import copytree
+
+    gate = threading.Event()
+    folder = copytree(folders[1], tmp_path / "two")
+    running = start_server(models=[spec(folders[0]), spec(folder, gate=gate)], memory_budget=64 * MIB, keep_alive_s=0.1)
+    connection, reply = stream_of(running, path, {"model": "two", **body})
+    assert reply.status == 200
+    assert reply.readline() == b": ping\n"
+    (folder / "model.safetensors").write_bytes(b"")
+    gate.set()
+    rest = reply.read()
+    connection.close()
+    lines = [line for line in rest.splitlines() if line and not line.startswith(b":")]
+    [error] = [json.loads(line.removeprefix(b"data: ")) for line in lines if line.startswith(b"data: {")]
+    assert error["error"]["message"].startswith("model 'two' could not be loaded: its files break the rules")
+    assert not last or last in lines
+    wait_for(lambda: running.server.state.open == 0)
+    assert running.server.state.models.find("two").leases == 0
+
+
+def test_client_of_a_stream_may_go_away_while_its_model_loads(start_server, folders):
+    """Its request ends at once."""
+    gate = threading.Event()
+    running = start_server(
+        models=[spec(folders[0]), spec(folders[1], gate=gate)], memory_budget=64 * MIB, keep_alive_s=0.1
+    )
+    connection, reply = stream_of(running, "/v1/completions", {"model": "two", "prompt": "w5"})
+    assert reply.readline() == b": ping\n"
+    reply.close()
+    connection.close()
+    wait_for(lambda: running.server.state.open == 0)
+    assert running.server.state.models.find("two").leases == 0
+    gate.set()
+    wait_for(lambda: states(running)["two"] == "loaded")

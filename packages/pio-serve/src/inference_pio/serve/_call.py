@@ -35,6 +35,7 @@ class Call:
         query: Its query string.
         trace: What is noted for its trace; None where nothing is traced.
         open: What whoever runs the server sees of it.
+        streams: Whether its client asked for events.
         cleanup: Closed once the reply was sent or its reader has gone, whatever happened.
     """
 
@@ -46,6 +47,7 @@ class Call:
     query: bytes
     open: OpenRequest
     trace: RequestTrace | None = None
+    streams: bool = False
     cleanup: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     @property
@@ -59,7 +61,9 @@ class Call:
         Raises:
             ApiError: 400, it is none.
         """
-        return decode(kind, self.body)
+        request = decode(kind, self.body)
+        self.streams = getattr(request, "stream", None) is True
+        return request
 
     async def model(self, name: str | None) -> ServedModel:
         """The model called ``name``, or the only one: loaded first if need be, and kept until the reply was sent.

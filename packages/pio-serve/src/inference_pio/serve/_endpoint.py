@@ -53,27 +53,43 @@ class Endpoint:
         )
         with self._server.admitted(call.open) if self._costs else nullcontext():
             async with call.cleanup:
-                reply = await self._reply(call, receive)
-                if reply is not None:
-                    await reply(scope, receive, send)
+                await self._serve(call, scope, receive, send)
 
-    async def _reply(self, call: Call, receive: Receive) -> ASGIApp | None:
-        """What the handler makes; None if the client went away first, with the handler cancelled and at its end.
+    async def _serve(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send what the handler makes; if the client goes away first, the handler is cancelled and at its end.
 
         Raises:
             ApiError: What the handler raised, or the request was cancelled.
         """
+        from inference_pio.serve._early_stream import EarlyStream  # streams know from here when readers have gone
+
+        stream = EarlyStream(send, scope["path"], call.request_id)
         task = asyncio.ensure_future(self._handler(call))
         call.open.on_cancel(task.cancel)
         gone = asyncio.ensure_future(disconnected(receive))
+        patience = self._server.settings.keep_alive_s
         try:
-            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            while not await _first({task, gone}, patience):
+                if call.streams:
+                    await stream.comment()
+            if not task.done():
+                return
             if task.cancelled():
                 call.open.check()
-            return task.result() if task.done() else None
+            reply = task.result()
+        except Exception as error:  # noqa: BLE001 - raised again there, unless a stream has begun
+            await stream.fail(error)
+            return
         finally:
             await end_task(task)
             await end_task(gone)
+        await reply(scope, receive, stream.go_on)
+
+
+async def _first(tasks: set[asyncio.Future[Any]], seconds: float) -> bool:
+    """Whether one of ``tasks`` is done within ``seconds``."""
+    done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    return bool(done)
 
 
 async def disconnected(receive: Callable[[], Awaitable[object]]) -> None:

@@ -6,12 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from inference_pio.serve._context import context_of
+from inference_pio.serve._early_stream import last_words
 from inference_pio.serve._endpoint import disconnected, end_task
-from inference_pio.serve._errors import ApiError, unavailable
-from inference_pio.serve._message_events import error_event
+from inference_pio.serve._errors import unavailable
 from inference_pio.serve._prefixes import prompt_blocks
 from inference_pio.serve._replica_messages import KEY_HEADER
-from inference_pio.serve._sse import DONE, error_frame
 from inference_pio.serve._upstream import ReplicaGoneError, ask
 
 if TYPE_CHECKING:
@@ -161,20 +160,10 @@ class Forwarded:
                 raise
             self._router.cut_off += 1
             error = unavailable("the replica that answered has ended; try again", "replica_failed")
-            rest = _last_words(path, error, self._call.request_id)
+            rest = last_words(path, error, self._call.request_id)
         if not begun:
             await send(_start(reply.status, reply.headers))
         await send({"type": "http.response.body", "body": rest, "more_body": False})
-
-
-def _last_words(path: str, error: ApiError, request_id: str) -> bytes:
-    """``error`` as the end of a stream."""
-    match path:
-        case "/v1/messages":
-            return error_event(error, request_id)
-        case "/v1/responses":
-            return error_frame(error)
-    return error_frame(error) + DONE
 
 
 def _start(status: int, headers: Headers) -> dict[str, object]:

@@ -81,7 +81,7 @@ class EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send all of it, or until the reader has gone."""
-        await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+        await send(stream_start())
         writing = asyncio.ensure_future(self._write(send, context_of(scope).request_id))
         gone = asyncio.ensure_future(disconnected(receive))
         try:
@@ -112,6 +112,11 @@ class EventStream:
                 log_failure(request_id, error)
             await send(_body(self._describe(known)))
         await send({"type": "http.response.body", "body": self._end, "more_body": False})
+
+
+def stream_start() -> Message:
+    """What a stream begins with."""
+    return {"type": "http.response.start", "status": 200, "headers": list(_HEADERS)}
 
 
 def _body(part: bytes) -> Message:
