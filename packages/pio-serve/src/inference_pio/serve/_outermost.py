@@ -17,6 +17,8 @@ from inference_pio.serve._error_reply import error_reply, speaks_messages
 from inference_pio.serve._errors import ApiError, as_api_error, internal_error, unavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from inference_pio.serve._http_metrics import HttpMetrics
@@ -87,12 +89,12 @@ class Outermost:
         started = time.perf_counter()
         status = 0
 
-        async def send_named(message: Message) -> None:
+        def send_named(message: Message) -> Awaitable[None]:  # called for every token, so no coroutine of its own
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *named]
-            await send(message)
+            return send(message)
 
         if self._watch is not None:
             self._watch.begin(context)
