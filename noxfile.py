@@ -140,7 +140,8 @@ def _measured(session: nox.Session, name: str, extra: str | None) -> dict[str, f
     _install(session, name, groups=False, extra=extra)
     [leaf] = MEMBERS[name].leaves
     result = Path(session.create_tmp()) / "measured.json"
-    session.run("python", "tools/measure_environment.py", "--out", str(result), leaf, name)
+    options = ["--out", str(result), *(["--sizes-only"] if extra else [])]
+    session.run("python", "tools/measure_environment.py", *options, leaf, name)
     found: dict[str, float] = json.loads(result.read_text(encoding="utf-8"))
     return found
 

@@ -62,6 +62,15 @@ def main() -> None:
         sys.exit(f"{PAGE}: is not what the tree says: {WAY_OUT}")
 
 
+def refresh(root: Path) -> list[Path]:
+    """Write the page anew where the tree has one; returns what was written."""
+    path = root / PAGE
+    if not path.is_file():
+        return []
+    path.write_text(page(read_members(root), read_measured(root)), encoding="utf-8")
+    return [path]
+
+
 def read_measured(root: Path) -> Mapping[str, object]:
     """What was measured last; nothing if nobody did."""
     path = root / MEASURED

@@ -23,18 +23,20 @@ def main() -> None:
     """Write one JSON object."""
     parser = argparse.ArgumentParser(description="Measure an environment.")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write")
+    parser.add_argument("--sizes-only", action="store_true", help="leave out what importing the package costs")
     parser.add_argument("leaf", help="the package to import")
     parser.add_argument("distribution", help="the distribution that brings it")
     arguments = parser.parse_args()
     found = sizes()
     torch = brought_only_by("torch", [arguments.distribution])
-    measured = {
+    measured: dict[str, float] = {
         "bytes": sum(found.values()),
         "bytes_without_torch": sum(size for name, size in found.items() if name not in torch),
         "own_bytes": found[canonical(arguments.distribution)],
-        "modules": len(loaded_by(arguments.leaf)),
-        "seconds": round(import_seconds(arguments.leaf), 3),
     }
+    if not arguments.sizes_only:
+        measured["modules"] = len(loaded_by(arguments.leaf))
+        measured["seconds"] = round(import_seconds(arguments.leaf), 3)
     arguments.out.write_text(json.dumps(measured), encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
 
+from distribution_table import refresh
 from release_api import lowest_with_used_names
 from release_bounds import Bound, Raise, read_bounds, write_raise
 from release_fragments import fragment_id, read_fragments
@@ -69,7 +70,7 @@ def make_preparation(root: Path, names: Iterable[str]) -> Preparation:
 
 
 def prepare(root: Path, preparation: Preparation, date: str) -> None:
-    """Write ``preparation`` into the tree: bounds, fragments about them, versions, changelogs dated ``date``.
+    """Write ``preparation`` into the tree: bounds, fragments about them, versions, changelogs of ``date``, the table.
 
     Fragments that went into a changelog are removed; git has all of it staged or changed, and nothing is committed.
 
@@ -89,8 +90,8 @@ def prepare(root: Path, preparation: Preparation, date: str) -> None:
         if (written := read_members(root)[step.name].version) != step.next:
             raise RefusedError(f"{step.name}: uv wrote version {written}, not {step.next}")
         _write_changelog(root, members[step.name], step.next, date)
-    folders = [members[name].folder.relative_to(root).as_posix() for name in sorted(touched)]
-    git(root, "add", "--all", "--", *folders)
+    paths = [*(members[name].folder for name in sorted(touched)), *refresh(root)]
+    git(root, "add", "--all", "--", *(path.relative_to(root).as_posix() for path in paths))
 
 
 def _released_as(root: Path, step: Step) -> bool:
