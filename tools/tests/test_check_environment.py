@@ -68,6 +68,16 @@ def test_exactly_the_expected_wheels(environment):
     assert "1 modules imported" in done.stdout
 
 
+def test_one_that_is_out_comes_from_an_index(environment):
+    """By its name alone; from a wheel or a folder it would not be what others get."""
+    environment.wheel("pio-top")
+    environment.install("pio-base", None)
+    assert environment.run("--indexed", "pio-base", "pio-base", "pio-top").returncode == 0
+    done = environment.run("--indexed", "pio-top", "--indexed", "pio-base", "pio-base", "pio-top")
+    assert done.returncode == 1
+    assert done.stderr.startswith("pio-top: not installed from an index: {'url': ")
+
+
 def test_an_undeclared_distribution_is_found(environment):
     """A sibling that nothing declares would hide a missing declaration."""
     environment.wheel("pio-base")
