@@ -196,7 +196,7 @@ def test_replicas_let_nobody_else_in(routed):
 def test_tokens_count_over_all_replicas(routed, monkeypatch):
     """Replicas tell the router what each key has used; it holds the limits."""
     replicas = routed.router.replicas
-    assert replicas._on_spent == routed.router.server.limits.spend
+    assert replicas._on_spent == routed.router.server.spend
     spent = []
     monkeypatch.setattr(replicas, "_on_spent", lambda key_id, tokens: spent.append((key_id, tokens)))
     key_id = KeyRing([KEY]).key_id(KEY.encode())
@@ -229,6 +229,11 @@ def test_metrics(routed):
     assert sorted(sample.labels["replica"] for sample in running) == ["0", "1"]
     assert by_name["pio:router_requests"].type == "counter"
     assert by_name["pio:time_to_first_token_seconds"].type == "histogram"
+    # Requests over HTTP are the router's own: those to replicas, which it also asks for other reasons, do not count.
+    chats = [one for one in by_name["http_requests"].samples if one.labels["handler"] == CHAT]
+    assert all("replica" not in one.labels for one in chats)
+    assert sum(one.value for one in chats) >= 2
+    assert not [one for one in by_name["http_requests"].samples if one.labels["handler"] == "/health"]
     readings = Readings(MetricsSource(routed.server.address, KEY), 0.1)
     readings.take()
     figures = readings.history[-1]

@@ -228,4 +228,9 @@ def test_metrics_are_merged():
         "# TYPE c gauge",
         'c{replica="3"} 1',
     ]
+    assert list(merged({0: text}, without={"b"})) == [
+        "# HELP a One.",
+        "# TYPE a counter",
+        'a{replica="0",model_name="x y"} 1',
+    ]
     assert list(merged({})) == []

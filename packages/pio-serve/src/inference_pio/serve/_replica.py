@@ -25,7 +25,7 @@ from inference_pio.serve._bounds import BodyBounds
 from inference_pio.serve._context import context_of, header
 from inference_pio.serve._errors import ApiError
 from inference_pio.serve._limits import KeyLimits
-from inference_pio.serve._outermost import Outermost
+from inference_pio.serve._outermost import Outermost, Watch
 from inference_pio.serve._replica_messages import (
     KEY_HEADER,
     STOP,
@@ -38,6 +38,7 @@ from inference_pio.serve._replica_messages import (
     to_line,
 )
 from inference_pio.serve._routes import ROUTES
+from inference_pio.serve._scopes import PlaceMap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,8 +111,9 @@ class ReportedLimits(KeyLimits):
 
 
 def replica_app(server: ServerState, key: str) -> ASGIApp:
-    """The application of a replica: the routes, for a router alone."""
-    return Outermost(RouterCheck(BodyBounds(build_router(server, ROUTES), server.settings.bounds), key))
+    """The application of a replica: the routes, for a router alone. It traces, as it knows what becomes of requests."""
+    watch = Watch(server.http, PlaceMap(ROUTES), server.settings.keys, server.tracing)
+    return Outermost(RouterCheck(BodyBounds(build_router(server, ROUTES), server.settings.bounds), key), watch)
 
 
 class Lifeline:

@@ -58,7 +58,7 @@ class RouterServer(uvicorn.Server):
         replicas = Replicas(
             cpus,
             order,
-            on_spent=state.limits.spend,
+            on_spent=state.spend,
             on_gone=chosen.forget,
             open_of=lambda place: chosen.loads[place].open,
             drain_s=settings.drain_s,

@@ -13,7 +13,7 @@ from inference_pio.serve._app import create_app
 from inference_pio.serve._errors import unavailable
 from inference_pio.serve._forward import Forwarded
 from inference_pio.serve._json import json_response
-from inference_pio.serve._metrics import CONTENT_TYPE
+from inference_pio.serve._metrics import CONTENT_TYPE, http_exposition
 from inference_pio.serve._router_metrics import merged, router_lines
 from inference_pio.serve._routes import ROUTES
 from inference_pio.serve._upstream import ReplicaGoneError, ask
@@ -85,7 +85,10 @@ async def _metrics(router: RouterState) -> Response:
     ready = replicas.ready
     texts = await asyncio.gather(*(_scrape(router, replicas.all[place]) for place in ready))
     found = {place: text for place, text in zip(ready, texts, strict=True) if text is not None}
-    lines = [*merged(found), *router_lines(router)]
+    # Of requests, the router counts those of clients; replicas would count what it asks them for itself too.
+    http = router.server.http
+    own = {metric.name for metric, _ in http.families()}
+    lines = [*merged(found, without=own), *http_exposition(http), *router_lines(router)]
     return Response("".join(f"{line}\n" for line in lines), headers={"content-type": CONTENT_TYPE})
 
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from inference_pio.serve._router_state import RouterState
 
 
-def merged(texts: Mapping[int, str]) -> Iterator[str]:
+def merged(texts: Mapping[int, str], *, without: Collection[str] = ()) -> Iterator[str]:
     """Lines of one text in which each family comes once, as the format wants it.
 
     Args:
         texts: What each replica counts, by its number, in Prometheus' text format as this server writes it.
+        without: Names of families that are left out.
     """
     families: dict[str, list[str]] = {}
     for place, text in texts.items():
@@ -35,8 +36,9 @@ def merged(texts: Mapping[int, str]) -> Iterator[str]:
                     family.append(line)
             else:
                 family.append(_labelled(line, place))
-    for family in families.values():
-        yield from family
+    for name, family in families.items():
+        if name not in without:
+            yield from family
 
 
 def _labelled(line: str, place: int) -> str:
