@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from inference_pio.benchmarks import _serve_overhead, _serve_server
+from inference_pio.benchmarks._serve_floor import bare_token_us
 from inference_pio.benchmarks._serve_overhead import (
     LoopTime,
     Overhead,
@@ -63,7 +64,7 @@ def overhead(timeline):
     """Three prompts: the server takes 2, 3 and 10 ms longer to the first token."""
     direct = tuple(timeline(0.0, 0.010, 0.030, tokens=3) for _ in range(3))
     served = tuple(timeline(0.0, 0.010 + late, 0.040 + late, tokens=3) for late in (0.002, 0.003, 0.010))
-    return Overhead(served, direct, LoopTime(900.0, 41.5), LoopTime(800.0, 22.25), 8)
+    return Overhead(served, direct, LoopTime(900.0, 41.5), LoopTime(800.0, 22.25), 8, 12.5)
 
 
 def test_overhead_by_hand(overhead):
@@ -80,6 +81,7 @@ def test_overhead_by_hand(overhead):
         "CPU per request, 1 at once (us):         900.0",
         "CPU per token, 8 at once (us):           22.2",
         "CPU per request, 8 at once (us):         800.0",
+        "CPU to wake up and send, 1 at once (us): 12.5",
     ]
     found = {each.name: each.values for each in overhead_measurements(overhead)}
     assert found["TTFT overhead"] == pytest.approx((2, 3, 10))
@@ -90,9 +92,14 @@ def test_overhead_by_hand(overhead):
 def test_what_the_system_does_not_tell_is_not_made_up(timeline):
     """No figure rather than a zero; single tokens have no TPOT."""
     one = (timeline(0.0, 0.01, tokens=1),)
-    unknown = Overhead(one, one, None, None, 8)
+    unknown = Overhead(one, one, None, None, 8, 12.5)
     assert "CPU per token, 8 at once (us):           unknown" in overhead_block(unknown)
-    assert {each.name for each in overhead_measurements(unknown)} == {"TTFT, engine", "TTFT, HTTP", "TTFT overhead"}
+    assert {each.name for each in overhead_measurements(unknown)} == {
+        "TTFT, engine",
+        "TTFT, HTTP",
+        "TTFT overhead",
+        "CPU to wake up and send, 1 at once",
+    }
     assert main_thread_cpu_s(2**22 + 1) is None
 
 
@@ -109,16 +116,23 @@ def test_tokens_are_told_from_requests(monkeypatch, timeline):
             nonlocal spent
             timeline.start = 0.0
             timeline.note_chunk(1.0, text=True)
+            timeline.note_chunk(1.0 + 0.01 * (prompt.output_len - 1), text=True)
             timeline.output_tokens = prompt.output_len
             spent += self.cost * (300e-6 + 20e-6 * prompt.output_len)
 
     def make(length):
         return [Prompt("x", length or 5 + number) for number in range(4)]
 
-    found = asyncio.run(measure_overhead(Fake(1), Fake(0), 0, make, concurrency=2))
+    found = asyncio.run(measure_overhead(Fake(1), Fake(0), 0, make, concurrency=2, bare=lambda pace: 1e3 * pace))
+    assert found.bare == pytest.approx(10)
     for loop in (found.alone, found.loaded):
         assert (loop.per_request, loop.per_token) == pytest.approx((300, 20))
     assert [len(found.served), len(found.direct)] == [4, 4]
+
+
+def test_bare_tokens_cost_something():
+    """And less than a server does, were it as slow as this: 50 ms."""
+    assert 0 < bare_token_us(0.001, 20) < 50_000
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells the time of single threads")

@@ -1,4 +1,9 @@
-"""What a server costs on top of its engine: the same prompts through HTTP and straight in, taking turns."""
+"""What a server costs on top of its engine: the same prompts through HTTP and straight in, taking turns.
+
+Overhead is the processor time of the thread that runs the server's event loop. All that a server does for a token is
+done there, and nothing else is: the model has threads of its own. The time of the whole process, less that of the same
+generation without a server, would say the same if the model's own did not vary by more than the server takes.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inference_pio.benchmarks._record import Measurement
+from inference_pio.benchmarks._serve_floor import bare_token_us
 from inference_pio.benchmarks._serve_load import run_load
 from inference_pio.benchmarks._serve_session import ask
 from inference_pio.interfaces import PioError
@@ -49,6 +55,8 @@ class Overhead:
         alone: Processor time of the server with one request at a time; None where the system does not tell.
         loaded: The same with several at once.
         concurrency: How many those were.
+        bare: What a token costs here if nothing is done for it but to wake up and send, at the pace of one request, in
+            microseconds.
     """
 
     served: tuple[Timeline, ...]
@@ -56,6 +64,7 @@ class Overhead:
     alone: LoopTime | None
     loaded: LoopTime | None
     concurrency: int
+    bare: float
 
     @property
     def ttft_ms(self) -> tuple[float, ...]:
@@ -72,6 +81,7 @@ async def measure_overhead(
     *,
     concurrency: int,
     say: Callable[[str], None] = lambda _text: None,
+    bare: Callable[[float], float] = bare_token_us,
 ) -> Overhead:
     """Measure both sides.
 
@@ -85,6 +95,7 @@ async def measure_overhead(
             ones for None.
         concurrency: Requests at once where there are several.
         say: Called with what is happening.
+        bare: Measures what a bare token costs, given the seconds between two.
 
     Raises:
         PioError: A request failed.
@@ -109,12 +120,15 @@ async def measure_overhead(
     for each, length in ((short_loaded_clock, 1), (loaded_clock, None)):
         with each:
             each.tokens = await _press(served, make(length), concurrency)
+    say("tokens of no server")
+    pace = _median([_tpot_s(each) for each in timelines[1]])
     return Overhead(
         served=tuple(timelines[0]),
         direct=tuple(timelines[1]),
         alone=_loop_time(clock, short_clock, len(pairs)),
         loaded=_loop_time(loaded_clock, short_loaded_clock, len(pairs)),
         concurrency=concurrency,
+        bare=await asyncio.to_thread(bare, pace),
     )
 
 
@@ -185,6 +199,7 @@ def overhead_block(overhead: Overhead) -> str:
         for what, value in (("token", found and found.per_token), ("request", found and found.per_request)):
             said = "unknown" if value is None else f"{value:.1f}"
             rows.append((f"CPU per {what}, {concurrency} at once (us):", said))
+    rows.append(("CPU to wake up and send, 1 at once (us):", f"{overhead.bare:.1f}"))
     body = [f"{name:<40} {value}" for name, value in rows]
     return "\n".join([f"{' Server Overhead ':=^{_WIDTH}}", *body, "=" * _WIDTH])
 
@@ -201,16 +216,19 @@ def overhead_measurements(overhead: Overhead) -> list[Measurement]:
         if loop is not None:
             found.append(Measurement(f"CPU per token, {at_once} at once", "us", (loop.per_token,), "lower"))
             found.append(Measurement(f"CPU per request, {at_once} at once", "us", (loop.per_request,), "lower"))
+    found.append(Measurement("CPU to wake up and send, 1 at once", "us", (overhead.bare,), "lower"))
     return found
+
+
+def _tpot_s(timeline: Timeline) -> float:
+    """Seconds between two tokens; 0 where there is one alone."""
+    return (timeline.latency - timeline.ttft) / (timeline.length - 1) if timeline.length > 1 else 0.0
 
 
 def _sides(overhead: Overhead) -> list[tuple[str, dict[str, list[float]]]]:
     sides = {"engine": overhead.direct, "HTTP": overhead.served}
     ttft = {side: [1e3 * each.ttft for each in timelines] for side, timelines in sides.items()}
-    tpot = {
-        side: [1e3 * (each.latency - each.ttft) / (each.length - 1) for each in timelines if each.length > 1]
-        for side, timelines in sides.items()
-    }
+    tpot = {side: [1e3 * _tpot_s(each) for each in timelines if each.length > 1] for side, timelines in sides.items()}
     return [("TTFT", ttft), *([("TPOT", tpot)] if all(tpot.values()) else [])]
 
 
