@@ -36,7 +36,7 @@ def commands():
 
 def test_commands_are_found():
     """Were the patterns to find none, the test below would pass without trying any."""
-    assert len(list(commands())) == 7
+    assert len(list(commands())) == 8
 
 
 @pytest.mark.parametrize("arguments", list(commands()), ids=" ".join)
@@ -83,9 +83,13 @@ def test_key_file_is_one():
 def test_metrics_of_the_page_are_counted():
     """Each name is one of the server's."""
     from inference_pio.core import EngineMetrics
+    from inference_pio.serve import ModelSpec
     from inference_pio.serve._http_metrics import HttpMetrics
+    from inference_pio.serve._model_metrics import model_metrics
+    from inference_pio.serve._pooled_model import PooledModel
 
     known = {metric.name for metric in EngineMetrics()} | {first.name for first, _ in HttpMetrics().families()}
+    known |= {metric.name for metric in model_metrics(PooledModel(spec=ModelSpec(label="any", plan=None)))}
     said = set(re.findall(r"`((?:pio:|http_re)\w+)", PAGE))
     assert len(said) > 10
     assert said <= known

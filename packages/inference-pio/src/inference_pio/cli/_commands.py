@@ -30,7 +30,7 @@ OWN_COMMANDS = {
 }
 
 # Commands that other distributions of this project bring, for those who ask for one before they have it.
-BROUGHT_BY = {"bench": "pio-benchmarks", "serve": "pio-serve", "top": "pio-serve"}
+BROUGHT_BY = {"admin": "pio-serve", "bench": "pio-benchmarks", "serve": "pio-serve", "top": "pio-serve"}
 
 
 class LazyGroup(click.Group):
