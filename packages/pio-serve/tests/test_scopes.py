@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import re
+import sys
 from dataclasses import replace
 
 import openai
@@ -169,6 +170,24 @@ def test_keys_to_send_are_plain(tmp_path):
     assert plain_key(read_key_file(file)[0]) == "the-first-key"
     with pytest.raises(ConfigError, match="as a hash, which opens nothing"):
         plain_key("sha256:" + "0" * 64)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other rights")
+def test_warns_of_keys_that_others_may_read(tmp_path, caplog):
+    """Unless there are hashes alone; the warning holds no key."""
+    file = tmp_path / "keys"
+    file.write_text("the-first-key\n")
+    file.chmod(0o600)
+    read_key_file(file)
+    hashes = tmp_path / "hashes"
+    hashes.write_text("sha256:" + "0" * 64 + " name=a\n")
+    hashes.chmod(0o644)
+    read_key_file(hashes)
+    assert not caplog.records
+    file.chmod(0o644)
+    read_key_file(file)
+    assert "may read the API keys" in caplog.text
+    assert "the-first-key" not in caplog.text
 
 
 def test_limits_of_one_key_are_its_own():

@@ -151,7 +151,7 @@ def test_files_that_cannot_be_are_refused(authority, files, tmp_path):
         ((garbage, key), "certificate .*garbage.pem holds no certificate in PEM"),
         ((cert, garbage), "key .*garbage.pem holds no key in PEM"),
         ((key, cert), "holds no certificate in PEM"),
-        ((binary, key), "is no PEM file"),
+        ((binary, key), "certificate .*binary.der holds no certificate in PEM"),
         ((broken, key), "certificate .*broken.pem with the key"),
         ((cert, other[1]), "key .* is not that of the certificate"),
     ):
@@ -212,6 +212,15 @@ def test_self_signed_certificate_is_taken(tmp_path):
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     assert isinstance(tls_context(cert_file, key_file), ssl.SSLContext)
+
+
+def test_words_between_certificates_are_left_aside(authority, tmp_path):
+    """Files that list whose certificates they hold, in any letters, also with another system's ends of lines."""
+    cert, key = write(tmp_path, authority.issue_cert("localhost"))
+    blocks = [*cert.read_text().partition("-----END CERTIFICATE-----\n")]
+    cert.write_text("# Erzeugt für Müller\n" + blocks[0] + blocks[1] + "# Root: Ωmega\n" + blocks[2], encoding="utf-8")
+    key.write_bytes(key.read_bytes().replace(b"\n", b"\r\n"))
+    assert isinstance(tls_context(cert, key), ssl.SSLContext)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has other rights")

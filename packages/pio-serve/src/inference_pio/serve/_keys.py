@@ -5,8 +5,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import hmac
+import logging
+import os
 import re
+import stat
 import string
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+LOG = logging.getLogger("inference_pio.serve")
 MIN_CHARS = 8
 MAX_CHARS = 512
 MAX_KEYS = 10_000
@@ -122,6 +127,7 @@ def read_key_file(path: Path) -> list[str]:
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_FILE_BYTES + 1)
+            is_open = bool(os.fstat(file.fileno()).st_mode & stat.S_IRWXO) and sys.platform != "win32"
         text = raw.decode()
     except OSError as error:
         raise ConfigError(f"the API key file {path} cannot be read: {error.strerror}") from error
@@ -133,6 +139,8 @@ def read_key_file(path: Path) -> list[str]:
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise ConfigError(f"the API key file {path} holds no key", hint="write one key per line")
+    if is_open and not all(key.startswith(HASHED) for key in keys):
+        LOG.warning("every user of this machine may read the API keys in %s: chmod o-rwx it, or keep hashes", path)
     return keys
 
 

@@ -64,7 +64,7 @@ def bounded_protocol(bounds: Bounds) -> type[HttpToolsProtocol]:
 
         def on_headers_complete(self) -> None:
             # The layers answer it as they do every other, which counts it and names it in the log.
-            if max(len(self.connections), len(self.tasks)) >= bounds.connections:
+            if len(self.connections) > bounds.connections or len(self.tasks) >= bounds.connections:
                 self.scope["state"][CROWDED] = True
             super().on_headers_complete()
 

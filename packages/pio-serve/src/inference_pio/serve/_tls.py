@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import ssl
 import stat
 import sys
@@ -37,8 +38,8 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
         ConfigError: A file cannot be read or is no PEM, the key is encrypted or another's, or the certificate is not
             valid now or not for servers.
     """
-    chain = _pem(cert, "certificate", "-----BEGIN CERTIFICATE-----")
-    _pem(key, "key", "PRIVATE KEY-----")
+    chain = _pem(cert, "certificate", "CERTIFICATE")
+    _pem(key, "key", "[A-Z ]*PRIVATE KEY")
     _warn_if_open(key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -73,16 +74,16 @@ def bounded_handshakes(seconds: float) -> Iterator[None]:
         del loop.create_server
 
 
-def _pem(path: Path, what: str, mark: str) -> str:
+def _pem(path: Path, what: str, kind: str) -> str:
+    """The blocks of a file that are of a kind, without the words that may stand between them."""
     try:
-        text = path.read_text(encoding="ascii")
+        text = path.read_text(encoding="latin-1")
     except OSError as error:
         raise ConfigError(f"the TLS {what} {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the TLS {what} {path} is no PEM file", hint="convert it by openssl") from error
-    if mark not in text:
-        raise ConfigError(f"the TLS {what} {path} holds no {what} in PEM", hint=f"it must have a line with {mark}")
-    return text
+    blocks = re.findall(rf"-----BEGIN ({kind})-----(\n[A-Za-z0-9+/=\s:,-]+?)-----END \1-----", text.replace("\r", ""))
+    if not blocks:
+        raise ConfigError(f"the TLS {what} {path} holds no {what} in PEM", hint="openssl converts other formats to it")
+    return "".join(f"-----BEGIN {name}-----{inner}-----END {name}-----\n" for name, inner in blocks)
 
 
 def _warn_if_open(key: Path) -> None:

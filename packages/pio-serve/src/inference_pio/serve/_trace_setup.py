@@ -54,7 +54,10 @@ def endpoint_of(option: str | None) -> str | None:
 def can_trace() -> bool:
     """Whether the extra ``otel`` is installed."""
     try:
-        return find_spec("opentelemetry.sdk") is not None and find_spec("opentelemetry.exporter.otlp") is not None
+        return (
+            find_spec("opentelemetry.sdk") is not None
+            and find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+        )
     except ModuleNotFoundError:  # not even the packages around them
         return False
 
