@@ -51,7 +51,7 @@ class Engine:
         max_logit_rows: Prompt positions whose log-probabilities one step computes at most for one request.
         chunked_prefill: Whether a prompt may be read in several steps.
         logprobs: Whether log-probabilities may be asked for.
-        embed: Whether embeddings may be asked for; the executor must be a :class:`HiddenStateExecutor` besides.
+        embed: Whether embeddings may be asked for; the executor must be one that hands out hidden states besides.
         prefix_caching: Whether what one request computed serves others that begin alike.
         policy: Who goes first: ``"fcfs"`` or ``"priority"``.
         max_waiting: Requests that may wait; None for no bound.
