@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import socket
 import ssl
 import subprocess
@@ -269,3 +270,52 @@ def test_command_takes_the_files(files):
     )  # fmt: skip
     assert ended.returncode == 2
     assert "holds no key in PEM" in ended.stdout
+
+
+def test_renewed_certificate_is_taken(start_server, authority, tmp_path, trusting, monkeypatch, caplog):
+    """By new connections, without a restart; what cannot be served leaves the old one, and is told once."""
+    monkeypatch.setattr("inference_pio.serve._tls.LOOK_S", 0.0)
+    cert, key = write(tmp_path, authority.issue_cert("localhost"))
+    running = start_server(tls_cert=cert, tls_key=key)
+
+    def serial():
+        with (
+            socket.create_connection((running.host, running.port), timeout=10) as sock,
+            trusting.wrap_socket(sock, server_hostname="localhost") as tls,
+        ):
+            tls.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert tls.recv(1024).startswith(b"HTTP/1.1 200")
+            return tls.getpeercert()["serialNumber"]
+
+    first = serial()
+    assert serial() == first
+    write(tmp_path, authority.issue_cert("localhost"))
+    second = serial()
+    assert second != first
+    assert serial() == second
+    with caplog.at_level("WARNING", logger="inference_pio.serve"):
+        key.unlink()
+        assert [serial() for _ in range(3)] == [second] * 3
+    assert caplog.text.count("stays as it was") == 1
+    write(tmp_path, authority.issue_cert("localhost"))
+    assert serial() not in {first, second}
+
+
+def test_slow_reader_over_https_is_cut_off(start_server, files, trusting):
+    """The clock of writing runs behind the encryption too: what nobody reads is ended, and its pages are free."""
+    running = start_server(tls_cert=files[0], tls_key=files[1], bounds=Bounds(write_s=1.0))
+    body = json.dumps({"prompt": "Once", "max_tokens": 1900, "n": 8, "stream": True, "ignore_eos": True,
+                       "logprobs": 5})  # fmt: skip
+    with socket.create_connection((running.host, running.port), timeout=10) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        with trusting.wrap_socket(sock, server_hostname="localhost") as tls:
+            tls.sendall(
+                f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+            )
+            deadline = time.monotonic() + 30
+            while not running.engine.scheduler.running and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert running.engine.scheduler.running
+            running.wait_until_idle(40)
+    assert running.model.llm.metrics.requests_finished.values.get("abort", 0) > 0

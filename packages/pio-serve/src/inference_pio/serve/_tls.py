@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOG = logging.getLogger("inference_pio.serve")
+LOOK_S = 60.0
+"""How long files are believed to be as they were."""
 _ENDS_SOON_S = 14 * 24 * 3600
 # Codes of OpenSSL's verification, as ``openssl verify`` names them.
 _NOT_YET_VALID, _EXPIRED = 9, 10
@@ -29,6 +31,7 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
     """What a server encrypts with: TLS 1.2 and 1.3.
 
     The pair is tried by a handshake in memory, so what every client would refuse is told here and not to the clients.
+    Files that are renewed are taken for new connections, once they pass the same trial.
 
     Args:
         cert: PEM file with the certificate, and after it those of the authorities between it and a root.
@@ -38,6 +41,58 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
         ConfigError: A file cannot be read or is no PEM, the key is encrypted or another's, or the certificate is not
             valid now or not for servers.
     """
+    context = _tried(cert, key)
+    context.sni_callback = _Renewal(cert, key, context)
+    return context
+
+
+class _Renewal:
+    """Looks at the files now and then when a client connects, and lets it shake hands with what is there.
+
+    Args:
+        cert: As :func:`tls_context`'s.
+        key: The same.
+        context: What was made of them last.
+    """
+
+    def __init__(self, cert: Path, key: Path, context: ssl.SSLContext) -> None:
+        self._files = cert, key
+        self._context = context
+        self._seen = self._stamps()
+        self._looked = time.monotonic()
+
+    def __call__(self, client: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        """A handshake begins."""
+        if time.monotonic() - self._looked >= LOOK_S:
+            self._look()
+        if client.context is not self._context:
+            client.context = self._context
+
+    def _look(self) -> None:
+        self._looked, seen = time.monotonic(), self._stamps()
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._context = _tried(*self._files)
+        except ConfigError as error:  # perhaps one file is there and the other on its way: asked again when it changes
+            LOG.warning("the TLS certificate stays as it was: %s", error)
+        else:
+            LOG.info("the TLS certificate was renewed")
+
+    def _stamps(self) -> list[tuple[int, int] | None]:
+        stamps: list[tuple[int, int] | None] = []
+        for path in self._files:
+            try:
+                found = path.stat()
+            except OSError:  # told when it is to be read
+                stamps.append(None)
+            else:
+                stamps.append((found.st_mtime_ns, found.st_ino))
+        return stamps
+
+
+def _tried(cert: Path, key: Path) -> ssl.SSLContext:
     chain = _pem(cert, "certificate", "CERTIFICATE")
     _pem(key, "key", "[A-Z ]*PRIVATE KEY")
     _warn_if_open(key)
