@@ -33,8 +33,8 @@ WAY_OUT = "run `uv run --only-group dev python tools/distribution_table.py`"
 _COSTS = """\
 MB are 10^6 bytes of all installed files, dependencies included, Python itself not. Torch is its build for CUDA with all
 that it brings, which an index gives on Linux; its builds for CPUs are several times smaller. Modules are those that are
-loaded after the package is imported in a fresh process, Python's own included, and seconds what the import takes. The
-limits are `[tool.pio-workspace.light]` of each `pyproject.toml`; `uv run nox -s tests` holds them.
+loaded after the package is imported in a fresh process, Python's own included; seconds are the processor time of the
+import. The limits are `[tool.pio-workspace.light]` of each `pyproject.toml`; `uv run nox -s tests` holds them.
 """
 
 _HEAD = """\
@@ -108,7 +108,7 @@ def _costs(order: Iterable[Member], measured: Mapping[str, object]) -> Iterator[
         yield f"Measured on {measured['date']} ({said}) in environments of wheels alone, by `uv run nox -s measure`."
         yield ""
     yield _COSTS
-    yield "| distribution | MB itself | MB without torch (limit) | MB with torch | modules loaded (limit) | import, s |"
+    yield "| distribution | MB itself | MB without torch (limit) | MB with torch | modules (limit) | import, CPU s |"
     yield "|---|---|---|---|---|---|"
     for member in order:
         found = table(figures, str(canonicalize_name(member.name)))
