@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from inference_pio.serve import KeyRing
 from inference_pio.serve._balance import Balance
 from inference_pio.serve._call import Call
 from inference_pio.serve._context import RequestContext, attach
@@ -75,6 +76,7 @@ def forward(folder, scripts, *, body=b"{}", method="POST", path="/v1/chat/comple
         async with Replicas(folder, scripts) as replicas:
             router = SimpleNamespace(
                 replicas=replicas, balance=Balance(len(scripts)), retries=0, cut_off=0,
+                server=SimpleNamespace(settings=SimpleNamespace(keys=KeyRing())),
                 not_ready=lambda: unavailable("none", "no_replica"),
             )  # fmt: skip
             if not scripts:
@@ -120,9 +122,16 @@ def test_hands_a_request_on(tmp_path):
         tmp_path,
         [[whole(b"{}")]],
         body=b'{"prompt": "x"}',
-        headers=[(b"content-type", b"application/json"), (b"x-api-key", b"secret"), (b"cookie", b"secret"),
-                 (b"x-pio-key-id", b"somebody-else"), (b"transfer-encoding", b"chunked"), (b"traceparent", b"00-1")],
-    )  # fmt: skip
+        headers=[
+            (b"content-type", b"application/json"),
+            (b"x-api-key", b"secret"),
+            (b"cookie", b"secret"),
+            (b"x-pio-key-id", b"somebody-else"),
+            (b"x-pio-key-label", b"somebody-else"),
+            (b"transfer-encoding", b"chunked"),
+            (b"traceparent", b"00-1"),
+        ],
+    )
     [[(head, body)]] = found.seen
     assert head.startswith(b"POST /v1/chat/completions?a=b HTTP/1.1\r\n")
     assert body == b'{"prompt": "x"}'
@@ -130,7 +139,7 @@ def test_hands_a_request_on(tmp_path):
     assert b"outside" not in head
     assert b"somebody-else" not in head
     lines = head.split(b"\r\n")
-    for line in (b"x-pio-key-id: somebody", b"x-request-id: ours", b"traceparent: 00-1",
+    for line in (b"x-pio-key-id: somebody", b"x-pio-key-label: unnamed", b"x-request-id: ours", b"traceparent: 00-1",
                  b"content-type: application/json", b"authorization: Bearer internal"):  # fmt: skip
         assert lines.count(line) == 1
     assert b"transfer-encoding" not in head

@@ -10,7 +10,7 @@ from inference_pio.serve._early_stream import last_words
 from inference_pio.serve._endpoint import disconnected, end_task
 from inference_pio.serve._errors import unavailable
 from inference_pio.serve._prefixes import prompt_blocks
-from inference_pio.serve._replica_messages import KEY_HEADER
+from inference_pio.serve._replica_messages import KEY_HEADER, LABEL_HEADER
 from inference_pio.serve._upstream import ReplicaGoneError, ask
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ _NOT_FORWARDED = frozenset(
         b"x-api-key",
         b"x-request-id",
         KEY_HEADER,
+        LABEL_HEADER,
     }
 )
 _NOT_RETURNED = frozenset(
@@ -122,7 +123,8 @@ class Forwarded:
         headers = [
             *((name, value) for name, value in scope["headers"] if name not in _NOT_FORWARDED),
             replicas.credentials,
-            (KEY_HEADER, self._call.key_id.encode("latin-1")),
+            (KEY_HEADER, self._call.key_id.encode()),
+            (LABEL_HEADER, self._router.server.settings.keys.label(self._call.key_id).encode()),
             (b"x-request-id", context_of(scope).request_id.encode()),
         ]
         async with ask(replicas.all[place].socket, method, target, headers, self._call.body) as reply:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from inference_pio.interfaces import PioError
@@ -61,4 +62,6 @@ class LifespanApp:
         state.draining = True
         await state.models.stop()
         await state.models.close()
+        if state.tracing is not None:
+            await asyncio.to_thread(state.tracing.close)
         await send({"type": "lifespan.shutdown.complete"})

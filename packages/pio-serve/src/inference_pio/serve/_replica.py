@@ -24,10 +24,12 @@ from inference_pio.serve._app import build_router
 from inference_pio.serve._bounds import BodyBounds
 from inference_pio.serve._context import context_of, header
 from inference_pio.serve._errors import ApiError
+from inference_pio.serve._keys import KeyRing
 from inference_pio.serve._limits import KeyLimits
 from inference_pio.serve._outermost import Outermost, Watch
 from inference_pio.serve._replica_messages import (
     KEY_HEADER,
+    LABEL_HEADER,
     STOP,
     Failed,
     Leaving,
@@ -55,10 +57,12 @@ class RouterCheck:
     Args:
         app: What is further in.
         key: What the router shows.
+        names: Learns what the router's keys are called.
     """
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    def __init__(self, app: ASGIApp, key: str, names: ToldKeys) -> None:
         self._app = app
+        self._names = names
         self._digest = hashlib.sha256(f"Bearer {key}".encode()).digest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,8 +76,25 @@ class RouterCheck:
             raise ApiError(401, "only the router may ask", kind="authentication_error", code="invalid_api_key")
         key_id = header(scope, KEY_HEADER)
         if key_id is not None:
-            context_of(scope).key_id = key_id.decode("latin-1")
+            context_of(scope).key_id = key_id.decode()
+            self._names.learn(key_id.decode(), (header(scope, LABEL_HEADER) or key_id).decode())
         await self._app(scope, receive, send)
+
+
+class ToldKeys(KeyRing):
+    """Keys that another process checks: of those that it let in, what they are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._labels: dict[str, str] = {}
+
+    def learn(self, key_id: str, label: str) -> None:
+        """The keys of this id are called so; there are as many as the router has."""
+        self._labels[key_id] = label
+
+    def label(self, key_id: str) -> str:
+        """What metrics and traces call a key."""
+        return self._labels.get(key_id) or super().label(key_id)
 
 
 class Reporter:
@@ -112,8 +133,9 @@ class ReportedLimits(KeyLimits):
 
 def replica_app(server: ServerState, key: str) -> ASGIApp:
     """The application of a replica: the routes, for a router alone. It traces, as it knows what becomes of requests."""
-    watch = Watch(server.http, PlaceMap(ROUTES), server.settings.keys, server.tracing)
-    return Outermost(RouterCheck(BodyBounds(build_router(server, ROUTES), server.settings.bounds), key), watch)
+    names = ToldKeys()
+    watch = Watch(server.http, PlaceMap(ROUTES), names, server.tracing)
+    return Outermost(RouterCheck(BodyBounds(build_router(server, ROUTES), server.settings.bounds), key, names), watch)
 
 
 class Lifeline:

@@ -6,6 +6,8 @@ import msgspec
 
 KEY_HEADER = b"x-pio-key-id"
 """Whose request it is that a router hands on. Taken from nobody else."""
+LABEL_HEADER = b"x-pio-key-label"
+"""What metrics and traces call that key. Likewise."""
 STOP = b"stop\n"
 """Tells a replica to end what it does, with an error to each open request."""
 

@@ -42,8 +42,8 @@ BACK_OFF_S = (0.5, 30.0)
 """Before a replica that ended is started again: at first, and at most. Doubles while it does not stay."""
 STAYED_S = 60.0
 """A replica that has served for so long begins again with the shortest wait."""
-END_S = 8.0
-"""For a replica that was told to stop: longer than it gives its last words."""
+END_S = 10.0
+"""For a replica that was told to stop: longer than it takes for its last words and traces."""
 REPORT_BYTES = 1024 * 1024
 _FOLDER_BYTES = 90  # the path of a socket has 103 at most on some systems, 107 on others
 
@@ -84,6 +84,7 @@ class Replica:
         state: Where it stands.
         socket: Where it listens in this life.
         process: It, in this life.
+        listening: What takes in what it tells.
         lives: How often it was started.
         loaded: What it has loaded in this life.
         failed: Why it could not, if it said so.
@@ -95,6 +96,7 @@ class Replica:
     state: ReplicaState = ReplicaState.DOWN
     socket: Path = Path()
     process: asyncio.subprocess.Process | None = None
+    listening: asyncio.Task[None] | None = None
     lives: int = 0
     loaded: list[Loaded] = field(default_factory=list)
     failed: Failed | None = None
@@ -186,12 +188,16 @@ class Replicas:
                 for task in tasks:
                     await end_task(task)
 
-    async def stop(self) -> None:
-        """End all. Open requests are told so by those that still can. Harmless when called twice."""
+    async def stop(self, *, at_once: bool = False) -> None:
+        """End all. Harmless when called twice.
+
+        Args:
+            at_once: Whether they may not even tell their open requests that they are cut off.
+        """
         keepers, self._keepers = self._keepers, []
         for keeper in keepers:
             await end_task(keeper)
-        await asyncio.gather(*(self._end(replica) for replica in self.all))
+        await asyncio.gather(*(self._end(replica, at_once=at_once) for replica in self.all))
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
         for keeper in keepers:
             if not keeper.cancelled():
@@ -216,13 +222,13 @@ class Replicas:
         Raises:
             ReplicaError: It does not.
         """
-        process, listening = await self._spawn(replica)
+        process = await self._spawn(replica)
         while process.returncode is None:
             if await self.answers(replica):
                 replica.come_to(ReplicaState.READY)
                 return
             await asyncio.sleep(STARTING_S)
-        await listening
+        await self._heard(replica)
         replica.come_to(ReplicaState.DOWN)
         if replica.failed is not None:
             raise ReplicaError(replica.failed.message, hint=replica.failed.hint, exit_code=replica.failed.exit_code)
@@ -269,10 +275,16 @@ class Replicas:
                 _kill(process)
         replica.come_to(ReplicaState.DOWN)
         replica.socket.unlink(missing_ok=True)
+        await self._heard(replica)
         self._on_gone(replica.place)
 
-    async def _spawn(self, replica: Replica) -> tuple[asyncio.subprocess.Process, asyncio.Task[None]]:
-        """A new life: the process, and what listens to it until it falls silent."""
+    async def _heard(self, replica: Replica) -> None:
+        """Return once all is taken in that a process has told which has ended."""
+        assert replica.listening is not None
+        await replica.listening
+
+    async def _spawn(self, replica: Replica) -> asyncio.subprocess.Process:
+        """A new life: the process, listened to until it falls silent."""
         replica.come_to(ReplicaState.STARTING)
         replica.socket = self._folder / f"{replica.place}.{replica.lives}"
         replica.lives += 1
@@ -290,7 +302,8 @@ class Replicas:
         replica.process = process
         assert process.stdin is not None
         process.stdin.write(to_line(self._order(replica, self.key)))
-        return process, asyncio.ensure_future(self._listen(replica, process))
+        replica.listening = asyncio.ensure_future(self._listen(replica, process))
+        return process
 
     async def _listen(self, replica: Replica, process: asyncio.subprocess.Process) -> None:
         """Take what a replica tells, until it has ended."""
@@ -317,8 +330,10 @@ class Replicas:
             await asyncio.sleep(0.05)
         await _stop(process)
 
-    async def _end(self, replica: Replica) -> None:
+    async def _end(self, replica: Replica, *, at_once: bool) -> None:
         if replica.process is not None:
+            if at_once:
+                _kill(replica.process)
             await _stop(replica.process)
             replica.come_to(ReplicaState.DOWN)
 

@@ -130,4 +130,4 @@ class RouterServer(uvicorn.Server):
     async def _stop(self) -> None:
         if self._starting is not None:
             await end_task(self._starting)
-        await self.router.replicas.stop()
+        await self.router.replicas.stop(at_once=self.force_exit)
