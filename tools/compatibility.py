@@ -43,6 +43,8 @@ KIT = "pio-testing"
 CORE = "pio-core"
 CONTRACTS = "pio-interfaces"
 WORKS, FAILS, APART, SKIPPED = "works", "FAILS", "apart", "skipped"
+_UNSOLVED = "No solution found"
+"""How uv begins when requirements contradict each other."""
 
 _PROBE = """
 import json
@@ -228,6 +230,9 @@ def _install(bench: Bench, python: Path, lines: Iterable[str], sides: Iterable[s
     """Install ``lines`` with exactly ``sides``; returns in one line why that cannot be, or None.
 
     ``overrides`` makes the sides hold whatever the bounds of others say.
+
+    Raises:
+        RefusedError: It fails for another reason than that the requirements contradict each other.
     """
     listed, given = python.parent / "asked.txt", python.parent / "sides.txt"
     listed.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -244,7 +249,10 @@ def _install(bench: Bench, python: Path, lines: Iterable[str], sides: Iterable[s
     command = ["uv", "--quiet", "pip", "install", "--python", str(python), "--no-sources", "--index", bench.index]
     whole = [*command, *ours, *held, "--requirements", str(listed)]
     done = subprocess.run(whole, cwd=bench.root, capture_output=True, text=True, check=False)
-    return None if done.returncode == 0 else " ".join(done.stderr.split())
+    said = " ".join(done.stderr.split())
+    if done.returncode != 0 and _UNSOLVED not in said:
+        raise RefusedError(f"uv pip install: {said}")
+    return said if done.returncode != 0 else None
 
 
 def _probe(python: Path, plugin: str) -> tuple[tuple[str, str] | None, str]:

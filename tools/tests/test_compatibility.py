@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from compatibility import APART, FAILS, WORKS, Cell, is_promised, render
+from compatibility import APART, FAILS, WORKS, Bench, Cell, _install, is_promised, render
+from release_refusal import RefusedError
 from workspace import ROOT
 
 INTERFACES = '"""Contracts."""\nAPI_VERSION = "0.1"\n\ndef greeting(name):\n    return f"hello {name}"\n'
@@ -53,6 +54,17 @@ def test_a_meeting_in_words():
     )
     told = "c 2 (published) with p 1 (tree) (API 0.2 and 0.1), installed against the bounds: apart: bounds"
     assert render(cell) == told
+
+
+def test_an_index_that_does_not_answer_keeps_nobody_apart(tmp_path, monkeypatch):
+    """That something cannot be had is no word about bounds."""
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    bench = Bench(root=tmp_path, members={}, index="http://127.0.0.1:9/simple/", scratch=tmp_path, select=())
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    with pytest.raises(RefusedError, match=r"^uv pip install: "):
+        _install(bench, python, ["pio-nothing"], ["pio-nothing==1"], overrides=False)
 
 
 def project(name, version, needs=(), extra=""):
