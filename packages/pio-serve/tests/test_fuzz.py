@@ -63,6 +63,17 @@ def document():
     assert not thread.is_alive()
 
 
+def make_plausible(body):
+    """What chance never hits, but must be right before anything beyond it is tried: still as the document has it."""
+    body.pop("model", None)
+    if isinstance(body.get("max_tokens"), int):
+        body["max_tokens"] = 1 + abs(body["max_tokens"]) % 16
+    for message in body.get("messages") or ():
+        if isinstance(message.get("content"), list):
+            for part in message["content"]:
+                part |= {"type": "text", "text": part.get("text") or "a"}
+
+
 def fuzz(document, method, path, mode, count):
     """Send ``count`` requests of one operation; how many had which status.
 
@@ -82,7 +93,7 @@ def fuzz(document, method, path, mode, count):
     @given(document[path][method].as_strategy(generation_mode=mode), st.integers(0, 3))
     def ask(case, chance):
         if mode is GenerationMode.POSITIVE and chance and isinstance(case.body, dict):
-            case.body.pop("model", None)  # a name by chance is that of no model, and nothing beyond it would be tried
+            make_plausible(case.body)
         reply = case.call(headers={"authorization": f"Bearer {KEY}"})
         statuses.append(reply.status_code)
         case.validate_response(reply, checks=CHECKS)
@@ -109,4 +120,4 @@ def test_what_is_forbidden(document, method, path):
 def test_much_of_both(document, method, path, mode):
     """The same with far more requests; some of the allowed ones are answered."""
     found = fuzz(document, method, path, mode, MANY)
-    assert mode is GenerationMode.NEGATIVE or 200 in found or path == "/v1/messages", found
+    assert mode is GenerationMode.NEGATIVE or 200 in found, found
