@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -21,6 +22,7 @@ from click.testing import CliRunner
 from inference_pio.interfaces import ConfigError
 from inference_pio.serve._command import serve
 from inference_pio.serve._cpus import cores_of, share_cpus, split_cores
+from inference_pio.serve._replicas import Replicas
 from inference_pio.serve._router_metrics import merged
 
 KEY = "key-of-the-router"
@@ -150,6 +152,18 @@ def test_a_model_that_is_not_there(start_process):
     said = process.process.stderr.read()
     assert "no-such-model-anywhere" in said
     assert "Traceback" not in said
+
+
+def test_stopped_before_it_was_started(tmp_path, monkeypatch):
+    """Nothing is there to end, and no folder to remove, least of all the one that the process is in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    replicas = Replicas(
+        [None], None, on_spent=None, on_gone=None, open_of=None, drain_s=0.0
+    )  # fmt: skip
+    asyncio.run(replicas.stop())
+    assert (tmp_path / "file").exists()
+    assert replicas.ready == []
 
 
 def test_a_folder_too_deep_for_sockets(start_process, tmp_path):

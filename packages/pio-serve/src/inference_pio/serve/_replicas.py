@@ -147,7 +147,7 @@ class Replicas:
         self._on_gone = on_gone
         self._open_of = open_of
         self._drain_s = drain_s
-        self._folder = Path()
+        self._folder: Path | None = None
         self._keepers: list[asyncio.Task[None]] = []
 
     @property
@@ -174,10 +174,10 @@ class Replicas:
             ReplicaError: One of them cannot begin to serve.
             ConfigError: The folder for temporary files is too deep for sockets.
         """
-        self._folder = Path(tempfile.mkdtemp(prefix="pio-serve-"))  # for this user alone
-        if len(os.fsencode(self._folder)) > _FOLDER_BYTES:
+        folder = self._folder = Path(tempfile.mkdtemp(prefix="pio-serve-"))  # for this user alone
+        if len(os.fsencode(folder)) > _FOLDER_BYTES:
             raise ConfigError(
-                f"the path of the temporary folder {str(self._folder.parent)!r} is too long for sockets in it",
+                f"the path of the temporary folder {str(folder.parent)!r} is too long for sockets in it",
                 hint="set TMPDIR to a shorter one",
             )
         for together in (self.all[:1], self.all[1:]):
@@ -198,7 +198,8 @@ class Replicas:
         for keeper in keepers:
             await end_task(keeper)
         await asyncio.gather(*(self._end(replica, at_once=at_once) for replica in self.all))
-        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        if self._folder is not None:  # it was started
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
         for keeper in keepers:
             if not keeper.cancelled():
                 keeper.result()  # a mistake of ours ended it
@@ -224,7 +225,7 @@ class Replicas:
         """
         process = await self._spawn(replica)
         while process.returncode is None:
-            if await self.answers(replica):
+            if await self.answers(replica) and replica.state is ReplicaState.STARTING:
                 replica.come_to(ReplicaState.READY)
                 return
             await asyncio.sleep(STARTING_S)
@@ -285,6 +286,7 @@ class Replicas:
 
     async def _spawn(self, replica: Replica) -> asyncio.subprocess.Process:
         """A new life: the process, listened to until it falls silent."""
+        assert self._folder is not None
         replica.come_to(ReplicaState.STARTING)
         replica.socket = self._folder / f"{replica.place}.{replica.lives}"
         replica.lives += 1
