@@ -12,6 +12,8 @@ import numpy as np
 import openai
 import pytest
 
+from inference_pio.serve import Bounds
+
 MODEL = "smollm2-135m-instruct"
 TEXTS = ["A cat sleeps on the sofa.", "The kitten is napping on the couch.", "The stock market fell sharply today."]
 
@@ -181,6 +183,32 @@ def test_a_client_that_goes_away_ends_its_request(served):
     assert served.engine.metrics.prompt_tokens.total - read < 40_000
 
 
+def test_vectors_that_take_too_long_are_none(start_server):
+    """There is no part of a vector: whoever asks may try again. Its pages are free."""
+    running = start_server(bounds=Bounds(request_s=0.3))
+    status, headers, reply = running.post("/v1/embeddings", {"input": [[5] * 2000] * 8})
+    assert (status, reply["error"]["code"]) == (503, "timeout")
+    assert reply["error"]["message"] == "the vectors were not made within 0.3 s"
+    assert "retry-after" in headers
+    running.wait_until_idle()
+
+
+def test_a_request_that_is_cancelled_is_told_so(served):
+    """By whoever runs the server: no client tries again."""
+    answers = []
+    body, headers = {"input": [[5] * 1000] * 60}, {"x-request-id": "vectors-1"}
+    asking = threading.Thread(target=lambda: answers.append(served.post("/v1/embeddings", body, headers=headers)))
+    asking.start()
+    deadline = time.monotonic() + 10
+    while not (streams := list(served.model.engine._streams.values())) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    streams[0].loop.call_soon_threadsafe(served.server.state.requests.cancel, "vectors-1")
+    asking.join(20)
+    [(status, _, reply)] = answers
+    assert (status, reply["error"]["code"]) == (400, "cancelled")
+    served.wait_until_idle()
+
+
 def test_vectors_cost_tokens(start_server):
     """They count against the tokens that a key may use."""
     running = start_server(tokens_per_minute=40)
@@ -195,7 +223,7 @@ def test_a_full_queue_refuses_a_list_as_a_whole(start_server, load_model):
     running = start_server(max_waiting=1)
     vectors = embed(running, [[5, number] for number in range(40)])
     assert len(vectors) == 40
-    long = threading.Thread(target=embed, args=(running, [[7] * 400] * 14))
+    long = threading.Thread(target=embed, args=(running, [[7] * 300] * 12))
     long.start()
     deadline = time.monotonic() + 10
     while not running.engine.scheduler.waiting and time.monotonic() < deadline:
