@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -15,7 +16,7 @@ from inference_pio.config import load_settings
 from inference_pio.core import LLM
 from inference_pio.serve import KeyRing
 from inference_pio.serve._model_files import model_spec
-from inference_pio.serve._model_spec import ModelSpec, PlannedModel
+from inference_pio.serve._model_spec import ModelSpec
 
 MIB = 2**20
 REAL = "smollm2-135m-instruct"
@@ -36,7 +37,7 @@ def spec(model, name=None, gate=None, **flags):
             assert gate.wait(20)
             return planned.load()
 
-        return PlannedModel(planned.name, planned.nbytes, load)
+        return replace(planned, load=load)
 
     return ModelSpec(label=found.label, plan=plan, served_as=name)
 

@@ -87,7 +87,8 @@ def model_spec(
             hub_endpoint=settings.hub_endpoint,
         )
         within = msgspec.structs.replace(settings, max_model_len=found.max_model_len)
-        return PlannedModel(found.name, found.nbytes, loader(within, kv_cache_bytes=found.kv_cache_bytes))
+        load = loader(within, kv_cache_bytes=found.kv_cache_bytes)
+        return PlannedModel(found.name, found.nbytes, load, found.max_model_len)
 
     return ModelSpec(label=served_as or Path(settings.model).name, plan=plan, served_as=served_as)
 

@@ -146,9 +146,7 @@ class ModelPool:
             for model in models:
                 model.planned = await self._look(model)
             for model in models[wanted:]:
-                model.at_start, model.planned = False, None
-                model.name = model.name or model.spec.label
-                LOG.info("model %s is loaded when it is asked for", model.name)
+                self._leave_for_later(model)
             self._check_start(models[:wanted])
             return [await self._load_at_start(model) for model in models[:wanted]]
         finally:
@@ -374,6 +372,15 @@ class ModelPool:
         if self.budget is not None and planned.nbytes > self.budget:
             raise _RefusedError(never_fits(model.label, planned.nbytes, self.budget))
         return planned
+
+    def _leave_for_later(self, model: PooledModel) -> None:
+        """Have ``model`` loaded when it is asked for; its files may be others by then."""
+        planned, model.planned, model.at_start = model.planned, None, False
+        assert planned is not None
+        model.name = model.name or model.spec.label
+        model.max_model_len = planned.max_model_len
+        size = f", with {gib(planned.nbytes)} and a context of {planned.max_model_len}" if planned.nbytes else ""
+        LOG.info("model %s is loaded when it is asked for%s", model.name, size)
 
     def _check_start(self, models: list[PooledModel]) -> None:
         """Refuse to begin with more than fits.

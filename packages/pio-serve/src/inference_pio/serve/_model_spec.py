@@ -19,11 +19,13 @@ class PlannedModel:
         name: What it calls itself; empty where that is known only once it is loaded.
         nbytes: Weights and cache once it is loaded; 0 likewise.
         load: Loads it, within that; called in a thread.
+        max_model_len: Tokens of its context with that; None where that is known only once it is loaded.
     """
 
     name: str
     nbytes: int
     load: Callable[[], LLM]
+    max_model_len: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
