@@ -136,11 +136,14 @@ PIO_INLINE F32x16 add_block(const Tile& tile, const QuantBlock& x, F32x16 acc) {
     }
 }
 
-// Fetches the tile kPrefetchBytes ahead, line by line.
-template <int Bytes>
-PIO_INLINE void prefetch_tile(const uint8_t* bytes) {
+// Fetches what follows kPrefetchBytes later, line by line, while M rows are multiplied. One or two rows go through weights
+// as fast as the processor can read them by itself: there, asking for more only holds up what it has asked for.
+template <int M, int Bytes>
+PIO_INLINE void prefetch_ahead(const uint8_t* weights) {
+    if constexpr (M > 2) {
 PIO_UNROLL
-    for (int i = 0; i < Bytes; i += 64) prefetch(bytes + kPrefetchBytes + i);
+        for (int i = 0; i < Bytes; i += 64) prefetch(weights + kPrefetchBytes + i);
+    }
 }
 
 // The sums below keep rows' addresses and accumulators in variables of their own: what a caller's array holds, the
@@ -183,7 +186,7 @@ PIO_INLINE void sum_quantised(const uint8_t* strip, const Rows& x, const int64_t
     }
     const uint8_t* bytes = strip;
     for (int32_t block = 0; block < blocks; ++block, bytes += kBytes) {
-        prefetch_tile<kBytes>(bytes);
+        prefetch_ahead<M, kBytes>(bytes);
         const Tile tile = unpack<Format>(bytes);
 PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = add_block<Format>(tile, inputs[m][block], acc[m]);
@@ -207,7 +210,7 @@ PIO_INLINE void sum_bf16(const uint8_t* strip, const Rows& x, const int64_t* row
         acc[m] = zeros();
     }
     for (int32_t i = 0; i < x.stride; i += 2, strip += 64) {
-        prefetch(strip + kPrefetchBytes);
+        prefetch_ahead<M, 64>(strip);
         const Bytes64 w = load_bytes(strip);
 PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = dot_bf16(acc[m], w, inputs[m] + i);
@@ -231,7 +234,7 @@ PIO_INLINE void sum_float(const uint8_t* strip, const Rows& x, const int64_t* ro
         acc[m] = zeros();
     }
     for (int32_t i = 0; i < x.stride; ++i, strip += kBytes) {
-        prefetch(strip + kPrefetchBytes);
+        prefetch_ahead<M, kBytes>(strip);
         const F32x16 w = load_weights<Format>(strip);
 PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = multiply_add(w, broadcast(inputs[m][i]), acc[m]);
