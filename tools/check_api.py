@@ -91,11 +91,13 @@ def check(root: Path, member: Member, index: str | None) -> Report:
         RefusedError: Waivers that cannot be read, a tag that is none, an index that does not answer.
     """
     waivers = read_waivers(member)
-    upcoming = bumped(member.version, bump_of(member, [fragment.kind for fragment in read_fragments(member)]))
+    kinds = [fragment.kind for fragment in read_fragments(member)]
     with tempfile.TemporaryDirectory(prefix="pio-api-") as scratch:
         released = last_release(root, member, index, Path(scratch))
         [leaf] = member.leaves
         found = [] if released is None else breaking_changes(leaf, Path(scratch), member.folder / "src")
+    is_prepared = not kinds and member.version != released
+    upcoming = member.version if is_prepared else bumped(member.version, bump_of(member, kinds))
     breaking = released is not None and is_breaking(released, upcoming)
     path = f"{member.folder.relative_to(root).as_posix()}/{WAIVERS}"
     problems = [

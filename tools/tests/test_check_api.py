@@ -164,7 +164,7 @@ def test_a_prepared_break_is_fine(released):
     released.replace("packages/pio-top/pyproject.toml", 'version = "0.2.0"', 'version = "0.1.1"')
     released.replace("packages/pio-top/CHANGELOG.md", "## 0.2.0", "## 0.1.1")
     [problem] = problems(released)
-    assert "1 -> 2: 0.1.2 would come after 0.1.0" in problem or "1 -> 2: 0.1.1 would come after 0.1.0" in problem
+    assert "1 -> 2: 0.1.1 would come after 0.1.0" in problem
 
 
 def waive(toy, change, reason="Looked at."):
