@@ -265,6 +265,13 @@ def test_endpoint_must_be_a_url(endpoint):
         start_tracing(endpoint)
 
 
+def test_endpoint_holds_no_password():
+    """It would stand in lists of processes; the message does not show it."""
+    with pytest.raises(ConfigError, match="a name or a password") as caught:
+        start_tracing("https://me:hunter22@collector:4318")
+    assert "hunter22" not in str(caught.value)
+
+
 def test_missing_extra_is_an_error_where_it_was_asked_for(monkeypatch, caplog):
     """And a warning where the environment says it to every program."""
     monkeypatch.setattr("inference_pio.serve._trace_setup.can_trace", lambda: False)

@@ -74,5 +74,9 @@ def check_endpoint(endpoint: str) -> None:
         found = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
     except ValueError as error:
         raise ConfigError(f"the OpenTelemetry endpoint {endpoint!r:.200}: {error}", hint=hint) from error
+    if parts.username is not None or parts.password is not None:  # would stand in lists of processes; not shown here
+        raise ConfigError(
+            "the OpenTelemetry endpoint has a name or a password in it", hint="give it by OTEL_EXPORTER_OTLP_HEADERS"
+        )
     if not found or parts.query or parts.fragment:
         raise ConfigError(f"the OpenTelemetry endpoint {endpoint!r:.200} is no URL of a collector", hint=hint)
