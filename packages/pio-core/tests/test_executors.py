@@ -8,11 +8,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from inference_pio.core import LLM, SamplingParams, _executors
 from inference_pio.interfaces import (
     ConfigError,
+    HiddenStateExecutor,
     InvalidRequestError,
     LowerableModel,
     MissingDependencyError,
@@ -293,3 +295,39 @@ def test_a_closed_executor_says_so(tiny_checkpoint):
     executor.close()
     with pytest.raises(ValueError, match="the executor is closed"):
         executor.step(None)
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("executor", ["native", "torch"])
+def test_hidden_states_are_those_of_the_latest_step(tiny_checkpoint, executor):
+    """None where it asked for none, whatever the step before had; a closed executor has no steps."""
+    with LLM(tiny_checkpoint("llama"), executor=executor, threads=1, **SIZES) as llm:
+        inner = llm._executor
+        assert isinstance(inner, HiddenStateExecutor)
+        llm.embed([[3, 1, 4], [1, 5]])
+        assert inner.hidden_states().shape == (5, llm.shape.hidden_size) == (5, inner.hidden_size)
+        assert inner.hidden_states().dtype == np.float32
+        llm.generate([[3, 1, 4]], SamplingParams(max_tokens=2), progress=False)
+        assert inner.hidden_states().shape == (0, inner.hidden_size)
+    with pytest.raises(ValueError, match="the executor is closed"):
+        inner.hidden_states()
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_family_that_does_not_declare_embeddings_has_none(tiny_checkpoint, monkeypatch):
+    """The kit has not passed them for it; texts go on."""
+    from inference_pio.core._registry import InstalledPlugin
+
+    load = InstalledPlugin.load
+
+    def forget(self, architecture):
+        kept = self.manifest.capabilities - {"embed"}
+        object.__setattr__(self, "manifest", replace(self.manifest, capabilities=kept))
+        return load(self, architecture)
+
+    monkeypatch.setattr(InstalledPlugin, "load", forget)
+    with LLM(tiny_checkpoint("llama"), executor="native", threads=1, **SIZES) as llm:
+        assert not llm.can_embed
+        with pytest.raises(UnsupportedError, match="does not declare the capability 'embed'"):
+            llm.embed([[3, 1, 4]])
+        assert len(llm.generate([[3, 1, 4]], GREEDY, progress=False)[0].outputs[0].token_ids) == 6
