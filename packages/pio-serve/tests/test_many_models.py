@@ -129,6 +129,19 @@ def test_every_endpoint_leases_its_model(start_server, folders, path, body):
     assert running.server.state.models.find("two").leases == 0
 
 
+def test_model_without_a_tokenizer_continues_tokens(start_server, tiny_model):
+    """As its error for text says; what needs words is refused."""
+    folder = tiny_model("wordless")
+    (folder / "tokenizer.json").unlink()
+    running = start_server(models=[spec(folder)])
+    body = {"max_tokens": 2, "ignore_eos": True}
+    status, _, reply = running.post("/v1/completions", {"prompt": [5, 6], **body}, key=None)
+    assert (status, reply.get("usage", {}).get("completion_tokens")) == (200, 2), reply
+    status, _, reply = running.post("/v1/completions", {"prompt": "w5", **body}, key=None)
+    assert status == 400
+    assert reply["error"]["message"] == "'wordless' has no tokenizer files (give token ids instead of text)"
+
+
 def test_requests_at_once_wait_for_one_load(start_server, folders):
     """Streams too; one that goes away meanwhile is not waited for, and disturbs none of the others."""
     gate = threading.Event()

@@ -161,8 +161,8 @@ def test_leased_model_is_never_unloaded():
             assert (error.status, error.code) == (503, "memory_busy")
             assert error.headers["retry-after"] == "2"
             assert error.message == (
-                "model 'b' takes 20.0 MiB; of the 30.0 MiB that all models may take 20.0 MiB are in use by models with "
-                "open requests, and 10.0 MiB are free"
+                "model 'b' takes 20.0 MiB; of the 30.0 MiB that all models may take 20.0 MiB are in use by models that "
+                "are loading or have open requests, and 10.0 MiB are free"
             )
             with pytest.raises(ApiError, match="model 'a' has 1 open request") as caught:
                 await pool.unload("a")
@@ -349,6 +349,69 @@ def test_unloading_waits_for_requests_when_told_to():
         assert source.made[0].closed
         with pytest.raises(ApiError, match="there is no model 'b'; there is a"):
             await pool.unload("b")
+
+    run(test, source)
+
+
+def test_unloading_waits_for_a_load_that_nobody_waits_for():
+    """Its request has gone; the model comes, and goes."""
+    source = Source("a")
+    source.go_on.clear()
+
+    async def test(pool):
+        request = asyncio.ensure_future(use(pool, "a"))
+        await asyncio.sleep(0.01)
+        request.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await request
+        with pytest.raises(ApiError, match="model 'a' is loading"):
+            await pool.unload("a")
+        unloading = asyncio.ensure_future(pool.unload("a", wait=True))
+        await asyncio.sleep(0.01)
+        source.go_on.set()
+        assert await asyncio.wait_for(unloading, 5)
+        assert source.made[0].closed
+
+    run(test, source)
+
+
+def test_memory_of_what_it_begins_with_is_set_aside():
+    """A request for another model that comes meanwhile is told to wait, and the server begins all the same."""
+    a, b, c = Source("a", 10), Source("b", 10), Source("c", 15)
+    a.go_on.clear()
+
+    async def whole():
+        pool = ModelPool(7, budget=30 * MIB)
+        starting = asyncio.ensure_future(pool.start([a.spec, b.spec], "all"))
+        late = pool.add(c.spec)
+        late.name = "c"
+        while pool.used < 20 * MIB:
+            await asyncio.sleep(0.001)
+        assert (await refusal(pool, "a")).code == "model_loading"
+        error = await refusal(pool, "c")
+        assert error.code == "memory_busy"
+        assert "20.0 MiB are in use by models that are loading or have open requests" in error.message
+        a.go_on.set()
+        assert [served.name for served in await starting] == ["a", "b"]
+        assert pool.used == 20 * MIB
+        await use(pool, "c")
+        assert pool.used == 25 * MIB
+        await pool.close()
+
+    asyncio.run(whole())
+
+
+def test_load_may_be_tried_again_at_once():
+    """By whoever has repaired what was wrong."""
+    source = Source("a")
+    source.error = OSError(5, "Input/output error")
+
+    async def test(pool):
+        assert (await refusal(pool, "a")).code == "model_load_failed"
+        source.error = None
+        assert (await refusal(pool, "a")).code == "model_load_failed"
+        pool.retry_now("a")
+        await use(pool, "a")
 
     run(test, source)
 

@@ -70,12 +70,13 @@ async def show_models(call: Call) -> Response:
 
 
 async def load_model(call: Call) -> Response:
-    """``POST /models/{model}/load``: answered once it is loaded.
+    """``POST /models/{model}/load``: answered once it is loaded, tried at once also where that has just failed.
 
     Raises:
         ApiError: There is none of this name, or it cannot be loaded now.
     """
     name = call.path_params["model"]
+    call.server.models.retry_now(name)
     await call.model(name)
     return json_response(_model(call, call.server.models.find(name), leases=-1))
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from inference_pio.interfaces import SamplingParams, TokenEvent
+    from inference_pio.processing import Tokenizer
     from inference_pio.serve._call import Call
     from inference_pio.serve._models import ServedModel
     from inference_pio.serve._usage import Usage
@@ -86,19 +87,18 @@ async def _prompts(request: CompletionRequest, model: ServedModel, most: int) ->
         several = [item for item in given if not isinstance(item, int)]
     if not 1 <= len(several) <= most:
         raise invalid(f"prompt must hold 1 to {most} prompts, got {len(several)}", "prompt")
-    tokenizer = model.llm.get_tokenizer()
     special = request.add_special_tokens is not False
     prompts = []
     for item in several:
         if isinstance(item, str):
-            text = item
+            text, tokenizer = item, model.llm.get_tokenizer()
 
-            def make(text: str = text) -> Prompt:
+            def make(text: str = text, tokenizer: Tokenizer = tokenizer) -> Prompt:
                 return Prompt(tokenizer.encode(text, add_special_tokens=special), text)
 
             prompts.append(await beside(make, len(text)))
         else:
-            text = tokenizer.decode(item, skip_special_tokens=False) if request.echo else ""
+            text = model.llm.get_tokenizer().decode(item, skip_special_tokens=False) if request.echo else ""
             prompts.append(Prompt(item, text))
     return prompts
 

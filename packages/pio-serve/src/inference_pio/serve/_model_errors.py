@@ -81,7 +81,7 @@ def others_busy(label: str, nbytes: int, free: int, busy: int, budget: int) -> R
     """``label`` would fit, were others not in use."""
     return Refusal(
         f"{label} takes {gib(nbytes)}; of the {gib(budget)} that all models may take {gib(busy)} are in use by "
-        f"models with open requests, and {gib(free)} are free",
+        f"models that are loading or have open requests, and {gib(free)} are free",
         "memory_busy",
         2,
     )

@@ -147,7 +147,7 @@ class ModelPool:
                 model.planned = await self._look(model)
             for model in models[wanted:]:
                 self._leave_for_later(model)
-            self._check_start(models[:wanted])
+            self._set_aside(models[:wanted])
             return [await self._load_at_start(model) for model in models[:wanted]]
         finally:
             for model in models:
@@ -200,6 +200,14 @@ class ModelPool:
                 )
             self._went_idle.clear()
             await self._went_idle.wait()
+
+    def retry_now(self, name: str) -> None:
+        """Have the next request load a model that could not be loaded, however short ago that was.
+
+        Raises:
+            ApiError: As :meth:`find`.
+        """
+        self.find(name).retry_at = 0.0
 
     def unload_idle(self) -> None:
         """Begin to unload what nobody has asked for as long as may be."""
@@ -298,6 +306,7 @@ class ModelPool:
             return None
         finally:
             model.moving = None
+            self._went_idle.set()  # where nobody waits for it any more
         return refusal
 
     def _failed(self, model: PooledModel, error: Exception) -> Refusal:
@@ -382,11 +391,11 @@ class ModelPool:
         size = f", with {gib(planned.nbytes)} and a context of {planned.max_model_len}" if planned.nbytes else ""
         LOG.info("model %s is loaded when it is asked for%s", model.name, size)
 
-    def _check_start(self, models: list[PooledModel]) -> None:
-        """Refuse to begin with more than fits.
+    def _set_aside(self, models: list[PooledModel]) -> None:
+        """Set aside what the models to begin with take.
 
         Raises:
-            DoesNotFitError: It is more.
+            DoesNotFitError: It is more than there is.
         """
         total = sum(model.planned.nbytes for model in models if model.planned is not None)
         if self.budget is not None and total > self.budget:
@@ -394,6 +403,8 @@ class ModelPool:
                 f"the models to begin with take {gib(total)}, and all models may take {gib(self.budget)}",
                 hint="raise --memory-budget, or leave --preload at 'first'",
             )
+        for model in models:  # what is asked for meanwhile must not take it
+            model.nbytes = 0 if model.planned is None else model.planned.nbytes
 
     async def _make_room(self, model: PooledModel, nbytes: int) -> None:
         """Set memory aside for ``model``, unloading what nobody uses, the least recently used first.
@@ -402,18 +413,19 @@ class ModelPool:
             _RefusedError: What is in use leaves too little.
         """
         async with self._room:  # one at a time, or two would count on the same room
-            while self.budget is not None and self.used + nbytes > self.budget:
+            while self.budget is not None and self.used - model.nbytes + nbytes > self.budget:
                 idle = [other for other in self._models if other.is_idle]
                 leaving = [
                     other.moving
                     for other in self._models
                     if other.state is ModelState.UNLOADING and other.moving is not None
                 ]
-                busy = self.used - sum(other.nbytes for other in idle)
+                busy = self.used - model.nbytes - sum(other.nbytes for other in idle)
                 if leaving:
                     await asyncio.wait(leaving, return_when=asyncio.FIRST_COMPLETED)
                 elif busy + nbytes > self.budget:
-                    raise _RefusedError(others_busy(model.label, nbytes, self.budget - self.used, busy, self.budget))
+                    free = self.budget - self.used + model.nbytes
+                    raise _RefusedError(others_busy(model.label, nbytes, free, busy, self.budget))
                 else:
                     oldest = min(idle, key=lambda other: other.last_used)
                     LOG.info("model %s is unloaded to make room for %s", oldest.name, model.name)
