@@ -291,6 +291,22 @@ def test_the_model_must_be_clear(pio, scripted, models, message):
 
 
 @pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ((200, {}, [b"no JSON"]), "/v1/models is not JSON"),
+        ((500, {}, {}), "failed with 500: Internal Server Error"),
+    ],
+)
+def test_lists_of_models_that_cannot_be_read(pio, scripted, models, message):
+    """One line, as for answers."""
+    scripted.models = models
+    done = pio("chat", "--url", scripted.url, stdin=b"hi\n")
+    assert (done.code, done.out) == (1, "")
+    assert message in done.err
+    assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--url", "http://192.0.2.1"), "the API key would go to 192.0.2.1 unencrypted (give an https URL, unset the"),
@@ -298,6 +314,8 @@ def test_the_model_must_be_clear(pio, scripted, models, message):
         (("--url", "ftp://127.0.0.1"), "is not the address of a server (such as http://127.0.0.1:8000 or"),
         (("--url", "127.0.0.1:8000"), "is not the address of a server"),
         (("--url", "http://127.0.0.1:99999"), "is not the address of a server: Port out of range"),
+        (("--url", "http://a..b"), "is not the address of a server: "),
+        (("--url", "http://b\u00fccher.example/v1"), "is not the address of a server"),
         (("--url", "http://127.0.0.1/v1?key=a"), "is not the address of a server"),
         (("--url", "http://127.0.0.1/\r\nx: y"), "is not the address of a server"),
         (("--url", "http://me:secret@127.0.0.1"), "--url must not hold a user or a password (give the key by"),

@@ -79,11 +79,12 @@ def read_key(file: Path | None) -> str | None:
 def _split(url: str) -> SplitResult:
     problem = f"--url {url!r} is not the address of a server"
     hint = "such as http://127.0.0.1:8000 or https://example.org/v1"
-    if not url.isprintable() or " " in url:
+    if not (url.isascii() and url.isprintable()) or " " in url:
         raise InvalidRequestError(problem, hint=hint)
     try:
         parts = urlsplit(url)
         _ = parts.port
+        (parts.hostname or "").encode("idna")  # labels that no name has
     except ValueError as error:
         raise InvalidRequestError(f"{problem}: {error}", hint=hint) from None
     if parts.username is not None or parts.password is not None:  # others see the arguments of a process

@@ -58,7 +58,7 @@ class HttpServer:
                 return json.loads(reply.read(_BODY_BYTES))
             except (ValueError, RecursionError):
                 raise PioError(f"{self.endpoint.url}{path} is not JSON", hint="is that the API's address?") from None
-            except OSError as error:
+            except (OSError, http.client.HTTPException) as error:
                 raise unreachable(self.endpoint, error) from error
 
     def stream(self, path: str, body: Mapping[str, object]) -> EventReader:
