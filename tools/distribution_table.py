@@ -127,7 +127,8 @@ def _costs(order: Iterable[Member], measured: Mapping[str, object]) -> Iterator[
 def _megabytes(size: object) -> str:
     if not isinstance(size, int):
         return ""
-    return f"{size / 10**6:.1f}" if size < 10**7 else f"{size / 10**6:,.0f}"
+    digits = 2 if size < 10**6 else 1 if size < 10**7 else 0
+    return f"{size / 10**6:,.{digits}f}"
 
 
 def _limit(value: int | None) -> str:

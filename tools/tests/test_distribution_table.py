@@ -48,7 +48,7 @@ def test_a_row_says_what_it_is_and_what_it_costs(documented):
     rows = [line for line in lines if line.startswith("| `pio-top`")]
     assert rows == [
         "| `pio-top` | 0.1.0 | A \\| B. | `base` | `numpy` | `torch` |",
-        "| `pio-top` | 0.0 | 12 (20) | 4,321 | 321 (400) | 0.12 |",
+        "| `pio-top` | 0.04 | 12 (20) | 4,321 | 321 (400) | 0.12 |",
     ]
     names = [line.split("`")[1] for line in lines if line.startswith("| `")]
     assert names.index("pio-base") < names.index("pio-top")
