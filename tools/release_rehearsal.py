@@ -72,6 +72,8 @@ def main() -> None:
     # The second release of the kernels compiles nothing that the first one has.
     os.environ.setdefault("PIO_KERNELS_BUILD", str(folder / "objects"))
     began = time.monotonic()
+    # Told to end, it still ends the index and takes its folder away.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         with running_index(folder / "packages") as index:
             rehearse(Rehearsal.begin(arguments.root.resolve(), folder, index))
