@@ -3,9 +3,8 @@
 import hashlib
 import json
 import struct
-import subprocess
-import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -14,8 +13,7 @@ pytest.importorskip("cyclonedx", reason="needs cyclonedx-python-lib, which `nox 
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from sbom import SbomError, bill_of, read_wheel
-from workspace import ROOT
+from sbom import SbomError, bill_of, main, read_wheel
 
 METADATA = """\
 Metadata-Version: 2.4
@@ -136,17 +134,15 @@ def test_what_cannot_be_described(wheel, changed, told):
         bill_of(read_wheel(path))
 
 
-def test_the_command(wheel, tmp_path):
+def test_the_command(wheel, tmp_path, monkeypatch, capsys):
     """Bills beside the wheels, or in a folder; a line for what is no wheel."""
     path = wheel()
-    command = [sys.executable, ROOT / "tools" / "sbom.py", path]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{path}.cdx.json\n"
-    subprocess.run([*command, "--out", tmp_path / "bills"], capture_output=True, check=True)
-    assert (tmp_path / "bills" / f"{path.name}.cdx.json").read_bytes() == (
-        tmp_path / f"{path.name}.cdx.json"
-    ).read_bytes()
-    done = subprocess.run([*command, tmp_path / "x-1-py3-none-any.whl"], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("sbom: ")
-    assert "x-1-py3-none-any.whl: not a wheel: " in done.stderr
+    monkeypatch.setattr("sys.argv", ["sbom", str(path)])
+    main()
+    assert capsys.readouterr().out == f"{path}.cdx.json\n"
+    monkeypatch.setattr("sys.argv", ["sbom", "--out", str(tmp_path / "bills"), str(path)])
+    main()
+    assert (tmp_path / "bills" / f"{path.name}.cdx.json").read_bytes() == Path(f"{path}.cdx.json").read_bytes()
+    monkeypatch.setattr("sys.argv", ["sbom", str(tmp_path / "x-1-py3-none-any.whl")])
+    with pytest.raises(SystemExit, match=r"^sbom: .*x-1-py3-none-any\.whl: not a wheel: "):
+        main()
