@@ -81,7 +81,7 @@ def folder():
 
 @pytest.mark.slow
 def test_two_replicas(folder):
-    """Both answer, and as one server does: keys, streams, errors, request ids; nothing outlives it."""
+    """Both answer, and as one server does: keys, streams, errors, request ids."""
     pytest.importorskip("ray", reason="the extra ray is not installed")
     environment = {
         **os.environ,
