@@ -226,7 +226,7 @@ def test_a_full_queue_refuses_a_list_as_a_whole(start_server, load_model):
     long = threading.Thread(target=embed, args=(running, [[7] * 300] * 12))
     long.start()
     deadline = time.monotonic() + 10
-    while not running.engine.scheduler.waiting and time.monotonic() < deadline:
+    while not running.model.engine.snapshot().requests_waiting.value and time.monotonic() < deadline:
         time.sleep(0.005)
     status, headers, reply = running.post("/v1/embeddings", {"input": "a"})
     assert (status, reply["error"]["code"]) == (429, "queue_full")
