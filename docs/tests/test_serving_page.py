@@ -61,7 +61,7 @@ def test_options_in_the_text_are_there():
 
 def test_admin_command_is_there():
     """``pio admin reload-keys``."""
-    from inference_pio.serve._admin_command import admin
+    from inference_pio.serve._admin.command import admin
 
     said = set(re.findall(r"`pio admin ([a-z-]+)", PAGE))
     assert said
@@ -84,10 +84,11 @@ def test_key_file_is_one():
 def test_metrics_of_the_page_are_counted():
     """Each name is one of the server's."""
     from inference_pio.core import EngineMetrics
-    from inference_pio.serve import ModelSpec, _router_metrics
+    from inference_pio.serve import ModelSpec
     from inference_pio.serve._http_metrics import HttpMetrics
-    from inference_pio.serve._model_metrics import model_metrics
-    from inference_pio.serve._pooled_model import PooledModel
+    from inference_pio.serve._models.metrics import model_metrics
+    from inference_pio.serve._models.pooled_model import PooledModel
+    from inference_pio.serve._router import metrics as router_metrics
 
     known = {metric.name for metric in EngineMetrics()} | {first.name for first, _ in HttpMetrics().families()}
     known |= {metric.name for metric in model_metrics(PooledModel(spec=ModelSpec(label="any", plan=None)))}
@@ -95,7 +96,7 @@ def test_metrics_of_the_page_are_counted():
     of_router = {name for name in said if name.startswith("pio:router_")}
     assert len(said) > 10
     assert said - of_router <= known
-    source = inspect.getsource(_router_metrics)  # it writes them without a table that could be asked
+    source = inspect.getsource(router_metrics)  # it writes them without a table that could be asked
     assert [name for name in of_router if f'"{name.removeprefix("pio:router_")}"' not in source] == []
 
 

@@ -29,7 +29,7 @@ from inference_pio.serve import PioServer, ServeSettings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from inference_pio.serve._models import ServedModel
+    from inference_pio.serve._models.served import ServedModel
 
 MODEL = "smollm2-135m-instruct"
 MESSAGES = [{"role": "user", "content": "Tell a long story about a fox."}]

@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING
 import httpx2
 
 from inference_pio.serve import ServeSettings
-from inference_pio.serve._balance import Balance
 from inference_pio.serve._command import serve
-from inference_pio.serve._router import RouterServer
-from inference_pio.serve._router_command import replica_orders
+from inference_pio.serve._router.balance import Balance
+from inference_pio.serve._router.command import replica_orders
+from inference_pio.serve._router.server import RouterServer
+from inference_pio.serve._router.upstream import ask
 from inference_pio.serve._scrape import MetricsSource
-from inference_pio.serve._upstream import ask
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence

@@ -18,12 +18,12 @@ from click.testing import CliRunner
 from inference_pio.core import LLM
 from inference_pio.interfaces import ConfigError, InvalidRequestError, ModelNotFoundError
 from inference_pio.serve import KeyRing
-from inference_pio.serve._admin import ADMIN_ROUTES
-from inference_pio.serve._admin_client import AdminClient, AdminError
-from inference_pio.serve._admin_command import admin
-from inference_pio.serve._admin_socket import bind_private
+from inference_pio.serve._admin.api import ADMIN_ROUTES
+from inference_pio.serve._admin.client import AdminClient, AdminError
+from inference_pio.serve._admin.command import admin
+from inference_pio.serve._admin.listener import bind_private
 from inference_pio.serve._keys import read_key_file
-from inference_pio.serve._model_spec import ModelSpec, PlannedModel
+from inference_pio.serve._models.spec import ModelSpec, PlannedModel
 from inference_pio.serve._routes import ROUTES
 
 KEY = "key-of-the-admin-test"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_pio.serve._balance import Balance
-from inference_pio.serve._prefixes import BLOCK_BYTES, MAX_BLOCKS, PrefixMemory, prompt_blocks
+from inference_pio.serve._router.balance import Balance
+from inference_pio.serve._router.prefixes import BLOCK_BYTES, MAX_BLOCKS, PrefixMemory, prompt_blocks
 
 LONG = "Once upon a time there was a fox. " * 40
 

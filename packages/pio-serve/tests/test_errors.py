@@ -14,8 +14,8 @@ import pytest
 
 from inference_pio.interfaces import InvalidRequestError
 from inference_pio.serve import Bounds, PioServer, ServeSettings
+from inference_pio.serve._anthropic.errors import MessageErrorBody
 from inference_pio.serve._errors import ApiError, ErrorBody, invalid, named_as
-from inference_pio.serve._message_errors import MessageErrorBody
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 COUNT = f"{MESSAGES}/count_tokens"

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 
 from inference_pio.serve import KeyRing
-from inference_pio.serve._balance import Balance
 from inference_pio.serve._call import Call
 from inference_pio.serve._context import RequestContext, attach
 from inference_pio.serve._errors import ApiError, unavailable
-from inference_pio.serve._forward import Forwarded
 from inference_pio.serve._open_requests import OpenRequest
-from inference_pio.serve._upstream import ReplicaGoneError, ask
+from inference_pio.serve._router.balance import Balance
+from inference_pio.serve._router.forward import Forwarded
+from inference_pio.serve._router.upstream import ReplicaGoneError, ask
 
 EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 DATED = b"HTTP/1.1 200 OK\r\ndate: x\r\nx-request-id: theirs\r\ncontent-type: application/json\r\n"
@@ -30,7 +30,7 @@ def whole(body, status=b"200 OK", more=b""):
 
 
 class Replicas:
-    """Made up: what :class:`inference_pio.serve._replicas.Replicas` is to a request."""
+    """Made up: what :class:`inference_pio.serve._router.replicas.Replicas` is to a request."""
 
     def __init__(self, folder, scripts):
         self.all = [SimpleNamespace(socket=folder / str(place)) for place in range(len(scripts))]

@@ -12,7 +12,7 @@ from inference_pio.core import LLM
 from inference_pio.interfaces import MissingDependencyError, ModelNotFoundError
 from inference_pio.serve import KeyRing, ServeSettings, ray
 from inference_pio.serve._lifespan import LifespanApp
-from inference_pio.serve._model_spec import spec_of
+from inference_pio.serve._models.spec import spec_of
 
 KEY = "key-of-the-app"
 

@@ -15,8 +15,8 @@ import pytest
 from inference_pio.config import load_settings
 from inference_pio.core import LLM
 from inference_pio.serve import KeyRing
-from inference_pio.serve._model_files import model_spec
-from inference_pio.serve._model_spec import ModelSpec
+from inference_pio.serve._models.files import model_spec
+from inference_pio.serve._models.spec import ModelSpec
 
 MIB = 2**20
 REAL = "smollm2-135m-instruct"

@@ -8,7 +8,7 @@ import pytest
 from inference_pio.config import load_settings
 from inference_pio.interfaces import ConfigError
 from inference_pio.serve import ServeSettings
-from inference_pio.serve._model_files import memory_budget, model_spec, named_models
+from inference_pio.serve._models.files import memory_budget, model_spec, named_models
 from inference_pio.serve._settings import MEMORY_SHARE
 from inference_pio.serve._size import SizeType
 

@@ -11,9 +11,9 @@ import pytest
 from inference_pio.core import EngineMetrics
 from inference_pio.interfaces import ConfigError, DoesNotFitError, MalformedFileError, ModelNotFoundError
 from inference_pio.serve._errors import ApiError
-from inference_pio.serve._model_pool import RETRY_S, ModelPool
-from inference_pio.serve._model_spec import ModelSpec, PlannedModel
-from inference_pio.serve._pooled_model import ModelState
+from inference_pio.serve._models.pool import RETRY_S, ModelPool
+from inference_pio.serve._models.pooled_model import ModelState
+from inference_pio.serve._models.spec import ModelSpec, PlannedModel
 
 MIB = 2**20
 

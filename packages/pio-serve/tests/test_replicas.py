@@ -17,11 +17,12 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from inference_pio.serve import Bounds, KeyRing, ServeSettings, _replicas
-from inference_pio.serve._balance import Balance
+from inference_pio.serve import Bounds, KeyRing, ServeSettings
 from inference_pio.serve._command import serve as command
-from inference_pio.serve._router import RouterServer
-from inference_pio.serve._router_command import replica_orders
+from inference_pio.serve._router import replicas as processes
+from inference_pio.serve._router.balance import Balance
+from inference_pio.serve._router.command import replica_orders
+from inference_pio.serve._router.server import RouterServer
 from inference_pio.serve._routes import ROUTES
 from inference_pio.serve._scrape import MetricsSource, parse_metrics
 from inference_pio.serve._top import Readings
@@ -101,8 +102,8 @@ class Routed:
 def routed():
     with pytest.MonkeyPatch.context() as patch:
         # As always, only sooner.
-        patch.setattr(_replicas, "WATCH_S", 0.2)
-        patch.setattr(_replicas, "BACK_OFF_S", (0.1, 0.2))
+        patch.setattr(processes, "WATCH_S", 0.2)
+        patch.setattr(processes, "BACK_OFF_S", (0.1, 0.2))
         yield from run_router()
 
 
@@ -338,8 +339,8 @@ def test_a_replica_that_is_asked_to_leave(routed):
 @pytest.mark.slow
 def test_a_replica_that_hangs(routed, monkeypatch):
     """Is given nothing new once it does not answer; after a while it is ended and started again."""
-    monkeypatch.setattr(_replicas, "ANSWER_S", 3.0)
-    monkeypatch.setattr(_replicas, "HUNG_S", 1.0)
+    monkeypatch.setattr(processes, "ANSWER_S", 3.0)
+    monkeypatch.setattr(processes, "HUNG_S", 1.0)
     replica = routed.router.replicas.all[0]
     lives = replica.lives
     os.kill(replica.process.pid, signal.SIGSTOP)

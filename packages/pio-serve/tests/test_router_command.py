@@ -21,9 +21,9 @@ from click.testing import CliRunner
 
 from inference_pio.interfaces import ConfigError
 from inference_pio.serve._command import serve
-from inference_pio.serve._cpus import cores_of, share_cpus, split_cores
-from inference_pio.serve._replicas import Replicas
-from inference_pio.serve._router_metrics import merged
+from inference_pio.serve._router.cpus import cores_of, share_cpus, split_cores
+from inference_pio.serve._router.metrics import merged
+from inference_pio.serve._router.replicas import Replicas
 
 KEY = "key-of-the-router"
 CHAT = "/v1/chat/completions"
@@ -95,7 +95,7 @@ def test_drains(start_process):
         r"serving smollm2-135m-instruct at http://\S+/v1 \(2 replicas, each .*1 API key; ready after", line
     )
     children = process.children()
-    assert [child.cmdline()[1:] for child in children] == [["-P", "-m", "inference_pio.serve._replica"]] * 2
+    assert [child.cmdline()[1:] for child in children] == [["-P", "-m", "inference_pio.serve._router.replica"]] * 2
     assert not any("PIO_SERVE_API_KEY" in child.environ() for child in children)
     if hasattr(os, "sched_getaffinity") and len(cores_of(os.sched_getaffinity(0), Path("/"))) > 1:
         mine, other = (set(child.cpu_affinity()) for child in children)

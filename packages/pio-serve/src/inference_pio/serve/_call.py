@@ -14,7 +14,7 @@ from inference_pio.serve._json import decode
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from inference_pio.serve._models import ServedModel
+    from inference_pio.serve._models.served import ServedModel
     from inference_pio.serve._open_requests import OpenRequest
     from inference_pio.serve._server_state import ServerState
     from inference_pio.serve._tracing import RequestTrace

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from inference_pio.config import Settings
     from inference_pio.serve._lifecycle import PioServer
-    from inference_pio.serve._models import ServedModel
+    from inference_pio.serve._models.served import ServedModel
     from inference_pio.serve._settings import ServeSettings
 
 KEY_VARIABLE = "PIO_SERVE_API_KEY"
@@ -111,7 +111,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - cl
 
     set_up_log(access=options["access_log"])
     if options["replicas"] > 1:
-        from inference_pio.serve._router_command import make_router
+        from inference_pio.serve._router.command import make_router
 
         run(make_router(models, options))
     else:
@@ -138,8 +138,8 @@ def make_server(
     """
     from inference_pio.config import load_settings
     from inference_pio.serve._lifecycle import PioServer
-    from inference_pio.serve._model_errors import gib
-    from inference_pio.serve._model_files import memory_budget, model_spec, named_models
+    from inference_pio.serve._models.errors import gib
+    from inference_pio.serve._models.files import memory_budget, model_spec, named_models
 
     settings = engine_settings(options)
     named = named_models(models or (settings.model,), options["served_model_name"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from inference_pio.interfaces import PioError
+from inference_pio.serve._anthropic.events import error_event
 from inference_pio.serve._errors import ApiError, as_api_error, internal_error
-from inference_pio.serve._message_events import error_event
 from inference_pio.serve._outermost import log_failure
 from inference_pio.serve._sse import DONE, KEEP_ALIVE, error_frame, stream_start
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from inference_pio.serve._anthropic.errors import message_error_body
 from inference_pio.serve._context import context_of
 from inference_pio.serve._errors import error_body
 from inference_pio.serve._json import json_response
-from inference_pio.serve._message_errors import message_error_body
 
 if TYPE_CHECKING:
     from starlette.responses import Response

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from inference_pio.core import AsyncTokenStream
     from inference_pio.interfaces import PositionLogprobs, Request, RequestOutput, TokenEvent
     from inference_pio.serve._call import Call
-    from inference_pio.serve._models import ServedModel
+    from inference_pio.serve._models.served import ServedModel
 
 
 class Generation:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 import uvicorn
 
 from inference_pio.interfaces import PioError
-from inference_pio.serve._admin import create_admin_app
-from inference_pio.serve._admin_socket import AdminSocket
+from inference_pio.serve._admin.api import create_admin_app
+from inference_pio.serve._admin.listener import AdminSocket
 from inference_pio.serve._app import create_app
-from inference_pio.serve._model_spec import spec_of
+from inference_pio.serve._models.spec import spec_of
 from inference_pio.serve._protocol import bounded_protocol
 from inference_pio.serve._server_state import ServerState
 from inference_pio.serve._tls import bounded_handshakes, tls_context
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from inference_pio.core import LLM
-    from inference_pio.serve._model_spec import ModelSpec
-    from inference_pio.serve._models import ServedModel
+    from inference_pio.serve._models.served import ServedModel
+    from inference_pio.serve._models.spec import ModelSpec
     from inference_pio.serve._settings import ServeSettings
 
 _LAST_WORDS_S = 5

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from inference_pio.serve._model_spec import ModelSpec
+    from inference_pio.serve._models.spec import ModelSpec
     from inference_pio.serve._settings import ServeSettings
 
 

@@ -14,14 +14,14 @@ from starlette.responses import Response
 
 from inference_pio.core import Counter, Gauge, Histogram
 from inference_pio.interfaces import FinishReason
-from inference_pio.serve._model_metrics import engine_metrics, model_metrics
+from inference_pio.serve._models.metrics import engine_metrics, model_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from inference_pio.serve._call import Call
     from inference_pio.serve._http_metrics import HttpMetrics
-    from inference_pio.serve._models import ServedModel
+    from inference_pio.serve._models.served import ServedModel
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _ESCAPED = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})

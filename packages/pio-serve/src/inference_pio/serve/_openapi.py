@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from inference_pio.serve._anthropic.errors import MessageErrorBody
 from inference_pio.serve._auth import OPEN_PATHS
 from inference_pio.serve._error_reply import speaks_messages
 from inference_pio.serve._errors import ErrorBody
 from inference_pio.serve._json import encode, json_response
-from inference_pio.serve._message_errors import MessageErrorBody
 
 if TYPE_CHECKING:
     from starlette.responses import Response

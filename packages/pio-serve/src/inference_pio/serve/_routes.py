@@ -5,24 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from inference_pio.serve._chat import chat_completions
-from inference_pio.serve._chat_types import ChatCompletion, ChatRequest
-from inference_pio.serve._completion_types import Completion, CompletionRequest
-from inference_pio.serve._completions import completions
-from inference_pio.serve._embedding_types import EmbeddingList, EmbeddingRequest
-from inference_pio.serve._embeddings import embeddings
+from inference_pio.serve._anthropic.message_types import CountRequest, Message, MessageRequest, TokenCount
+from inference_pio.serve._anthropic.messages import count_tokens, messages
 from inference_pio.serve._health import Status, Version, health, livez, show_version
-from inference_pio.serve._message_types import CountRequest, Message, MessageRequest, TokenCount
-from inference_pio.serve._messages import count_tokens, messages
 from inference_pio.serve._metrics import metrics
-from inference_pio.serve._models import ModelCard, ModelList, list_models, show_model
+from inference_pio.serve._models.served import ModelCard, ModelList, list_models, show_model
+from inference_pio.serve._openai.chat import chat_completions
+from inference_pio.serve._openai.chat_types import ChatCompletion, ChatRequest
+from inference_pio.serve._openai.completion_types import Completion, CompletionRequest
+from inference_pio.serve._openai.completions import completions
+from inference_pio.serve._openai.embedding_types import EmbeddingList, EmbeddingRequest
+from inference_pio.serve._openai.embeddings import embeddings
+from inference_pio.serve._openai.response_types import Response, ResponseRequest
+from inference_pio.serve._openai.responses import responses
+from inference_pio.serve._openai.token_types import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
+from inference_pio.serve._openai.tokens import detokenize, tokenize
 from inference_pio.serve._openapi import show_openapi
 from inference_pio.serve._pages import asset, chat_page, dashboard_page
-from inference_pio.serve._response_types import Response, ResponseRequest
-from inference_pio.serve._responses import responses
 from inference_pio.serve._scopes import ALL, ANY
-from inference_pio.serve._token_types import DetokenizedText, DetokenizeRequest, TokenizeRequest, Tokens
-from inference_pio.serve._tokenize import detokenize, tokenize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

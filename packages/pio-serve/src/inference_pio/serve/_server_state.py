@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from inference_pio.serve._errors import unavailable
 from inference_pio.serve._http_metrics import HttpMetrics
 from inference_pio.serve._limits import KeyLimits
-from inference_pio.serve._model_pool import ModelPool
+from inference_pio.serve._models.pool import ModelPool
 from inference_pio.serve._open_requests import OpenRequests
 from inference_pio.serve._trace_setup import start_tracing
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from inference_pio.core import LLM
 from inference_pio.interfaces import ConfigError, MissingDependencyError
 from inference_pio.serve._lifespan import LifespanApp
-from inference_pio.serve._model_spec import spec_of
+from inference_pio.serve._models.spec import spec_of
 from inference_pio.serve._settings import ServeSettings
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Running a server over a unix socket of its own."""
