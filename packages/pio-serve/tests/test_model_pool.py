@@ -10,6 +10,7 @@ import pytest
 
 from inference_pio.core import EngineMetrics
 from inference_pio.interfaces import ConfigError, DoesNotFitError, MalformedFileError, ModelNotFoundError
+from inference_pio.serve._beside import THREADS, in_thread
 from inference_pio.serve._errors import ApiError
 from inference_pio.serve._models.pool import RETRY_S, ModelPool
 from inference_pio.serve._models.pooled_model import ModelState
@@ -86,6 +87,11 @@ def run(test, *sources, budget=None, preload="none", **options):
             await test(pool)
         finally:
             await pool.close()
+        # A load that was under way is let go of when it comes, which closing does not wait for.
+        async with asyncio.timeout(10):
+            while any(thread.name == THREADS for thread in threading.enumerate()):
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0)
         assert all(model.closed for source in sources for model in source.made)
         assert pool.used == 0
 
@@ -414,6 +420,42 @@ def test_load_may_be_tried_again_at_once():
         await use(pool, "a")
 
     run(test, source)
+
+
+def test_closing_ends_what_is_being_unloaded():
+    """A model on its way out is freed by that, not forgotten between two steps of it."""
+    source = Source("a", 10)
+
+    async def test(pool):
+        await use(pool, "a")
+        pool.unload_idle()
+        assert pool.find("a").state is ModelState.UNLOADING
+        await pool.close()
+        assert source.made[-1].closed
+
+    run(test, source, unload_idle_s=0.0)
+
+
+def test_result_that_nobody_gets_is_discarded():
+    """Whether the cancellation comes before it, or between its coming and the waking of who waits for it."""
+
+    async def test(when):
+        left = []
+        go_on = threading.Event()
+        task = asyncio.ensure_future(in_thread(lambda: go_on.wait(10), discard=left.append))
+        await asyncio.sleep(0)
+        if when == "before":
+            task.cancel()
+        go_on.set()
+        while any(thread.name == THREADS for thread in threading.enumerate()):
+            threading.Event().wait(0.001)  # the loop stands still: what the thread gives waits for its turn
+        asyncio.get_running_loop().call_soon(task.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert left == [True]
+
+    for when in ("before", "between"):
+        asyncio.run(test(when))
 
 
 def test_stopping_ends_waiting():

@@ -11,13 +11,16 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+THREADS = "pio-beside"
+"""What the threads are called."""
+
 
 async def in_thread(work: Callable[[], Result], discard: Callable[[Result], None] | None = None) -> Result:
     """The result of ``work``, called in a thread of its own: it may take minutes, and stopping must not wait for it.
 
     Args:
         work: Called without arguments.
-        discard: Called with a result that comes after the caller was cancelled.
+        discard: Called with a result that the caller does not get, because it was cancelled.
 
     Raises:
         BaseException: What ``work`` raised.
@@ -43,8 +46,14 @@ async def in_thread(work: Callable[[], Result], discard: Callable[[Result], None
         else:
             _post(loop, give, result)
 
-    threading.Thread(target=run, name="pio-beside", daemon=True).start()
-    return await done
+    threading.Thread(target=run, name=THREADS, daemon=True).start()
+    try:
+        return await done
+    except asyncio.CancelledError:
+        # The result may have come, and the cancellation after it, before this went on.
+        if discard is not None and done.done() and not done.cancelled() and done.exception() is None:
+            discard(done.result())
+        raise
 
 
 def _post(loop: asyncio.AbstractEventLoop, function: Callable[[Result], None], argument: Result) -> None:

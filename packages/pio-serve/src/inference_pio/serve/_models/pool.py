@@ -230,7 +230,8 @@ class ModelPool:
         self._stopped = True
         for model in self._models:
             if model.moving is not None:
-                model.moving.cancel()
+                if model.state is not ModelState.UNLOADING:  # that frees the model, and nobody else would
+                    model.moving.cancel()
                 await asyncio.wait({model.moving})
             served, model.served, model.nbytes = model.served, None, 0
             model.state = ModelState.UNLOADED
