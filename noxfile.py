@@ -77,7 +77,8 @@ def fragments(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Strict types, in every distribution and in the tools."""
-    third_party = _requirements(session, "third-party.txt", _export("--all-packages", "--extra", "otel", "--no-emit-workspace"))
+    pins = _export("--all-packages", "--extra", "otel", "--no-emit-workspace")
+    third_party = _requirements(session, "third-party.txt", pins)
     session.install(
         "-r",
         third_party,
