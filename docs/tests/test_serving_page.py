@@ -110,7 +110,7 @@ def test_unit_is_one(tmp_path):
     if analyze is None:
         pytest.skip("needs systemd-analyze")
     file = tmp_path / "pio.service"
-    file.write_text(unit.replace("/opt/pio/bin/pio", sys.executable))
+    file.write_text(unit.replace("/srv/pio/bin/pio", sys.executable))
     done = subprocess.run([analyze, "verify", str(file)], capture_output=True, text=True, check=False)
     # Of units of the machine itself it may complain as well.
     assert "pio.service" not in done.stderr
