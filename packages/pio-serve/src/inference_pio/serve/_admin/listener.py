@@ -122,7 +122,7 @@ def bind_private(path: Path) -> socket.socket:
     except OSError as error:
         sock.close()
         raise ConfigError(f"the admin socket {str(path)!r} cannot be made: {error.strerror or error}") from error
-    except BaseException:
+    except BaseException:  # a refusal, or Ctrl-C; it goes on up
         sock.close()
         raise
     return sock

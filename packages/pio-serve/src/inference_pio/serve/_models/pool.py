@@ -326,7 +326,7 @@ class ModelPool:
         model.state = ModelState.LOADING
         try:
             served = await self._load(model)
-        except BaseException:
+        except BaseException:  # cancellation too; it goes on up
             model.state, model.nbytes = ModelState.FAILED, 0
             raise
         model.at_start = False
@@ -348,7 +348,7 @@ class ModelPool:
         try:
             llm = await in_thread(planned.load, discard=_close)
             engine = llm.start_async(max_waiting=self._max_waiting)
-        except BaseException:
+        except BaseException:  # cancellation too; it goes on up
             model.nbytes = 0
             raise
         model.name = model.name or llm.name
