@@ -2,9 +2,12 @@
 
     python benchmarks/bench_overhead.py [--json FILE] [--quick]
 
-The server runs in a thread of this process; clients run in another one. Processor time is that of the thread that
-serves, so neither the engine's nor the clients' is in it. Times to the first token are medians at concurrency 1, over
-HTTP and from the engine in turns; the engine's includes rendering and tokenizing, which the server does too.
+The server runs in a thread of this process; clients run in others. Processor time is that of the thread that serves, so
+neither the engine's nor the clients' is in it. Part of it is no server's: whoever reads the engine's tokens from an
+event loop is woken for each. That part is measured in turns, in the same loop, by reading as many answers without a
+server; what the server adds is the rest. Times to the first token are at concurrency 1, over HTTP and from the engine
+in turns; the engine's includes rendering and tokenizing, which the server does too. Figures are medians, and between
+what they lie.
 """
 
 from __future__ import annotations
@@ -21,19 +24,29 @@ import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from inference_pio.core import LLM, SamplingParams
 from inference_pio.serve import PioServer, ServeSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from inference_pio.serve._models.served import ServedModel
 
 MODEL = "smollm2-135m-instruct"
 MESSAGES = [{"role": "user", "content": "Tell a long story about a fox."}]
-Result = dict[str, str | float]
+TOKENS = 256
+
+
+class Result(TypedDict):
+    """One figure: the median of what was measured, and between what it lay."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    unit: str
 
 
 def stream(port: int, max_tokens: int) -> tuple[float, int]:
@@ -72,15 +85,33 @@ def in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], float]) -> float
     return found.result()
 
 
-async def engine_ttft(model: ServedModel) -> float:
-    """Seconds to the first token without a server."""
-    params = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True)
+async def read_directly(model: ServedModel, max_tokens: int) -> AsyncIterator[float]:
+    """Of one answer without a server, when each token came, in seconds since the request was made."""
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
     started = time.perf_counter()
     request = model.llm.make_request(MESSAGES, params)
     async with await model.engine.submit(request) as events:
         async for _ in events:
-            return time.perf_counter() - started
-    raise RuntimeError("the engine gave no token")
+            yield time.perf_counter() - started
+
+
+async def engine_ttft(model: ServedModel) -> float:
+    """Seconds to the first token without a server."""
+    return min([came async for came in read_directly(model, 2)])
+
+
+async def engine_tokens(model: ServedModel, streams: int, max_tokens: int) -> int:
+    """Read answers without a server; how many tokens came."""
+
+    async def one() -> int:
+        return len([came async for came in read_directly(model, max_tokens)])
+
+    return sum(await asyncio.gather(*(one() for _ in range(streams))))
+
+
+def summary(name: str, values: list[float], unit: str) -> Result:
+    """The median of ``values``, and between what they lie."""
+    return {"name": name, "value": statistics.median(values), "low": min(values), "high": max(values), "unit": unit}
 
 
 def measure(*, quick: bool) -> list[Result]:
@@ -93,14 +124,22 @@ def measure(*, quick: bool) -> list[Result]:
     with ProcessPoolExecutor(8, mp_context=get_context("spawn")) as clients:
         list(clients.map(stream, [port] * 8, [4] * 8))  # warm
         for concurrency in (1, 8):
-            tokens = 128 if quick else 1024
-            before, wall = in_loop(loop, time.thread_time), time.perf_counter()
-            chunks = sum(found for _, found in clients.map(stream, [port] * concurrency, [tokens] * concurrency))
-            spent = in_loop(loop, time.thread_time) - before
-            elapsed = time.perf_counter() - wall
+            served, bare, tokens_per_s = [], [], []
+            for _ in range(1 if quick else 7):
+                started, before = time.perf_counter(), in_loop(loop, time.thread_time)
+                chunks = sum(found for _, found in clients.map(stream, [port] * concurrency, [TOKENS] * concurrency))
+                served.append((in_loop(loop, time.thread_time) - before) / chunks * 1e6)
+                tokens_per_s.append(chunks / (time.perf_counter() - started))
+                before = in_loop(loop, time.thread_time)
+                reading = asyncio.run_coroutine_threadsafe(engine_tokens(model, concurrency, TOKENS), loop)
+                tokens = reading.result()
+                bare.append((in_loop(loop, time.thread_time) - before) / tokens * 1e6)
+            added = [ours - engine for ours, engine in zip(served, bare, strict=True)]
             results += [
-                {"name": f"CPU per token, {concurrency} streams", "value": spent / chunks * 1e6, "unit": "us"},
-                {"name": f"tokens per second, {concurrency} streams", "value": chunks / elapsed, "unit": "1/s"},
+                summary(f"CPU per token, {concurrency} streams", served, "us"),
+                summary(f"- of reading the engine, {concurrency} streams", bare, "us"),
+                summary(f"- of the server, {concurrency} streams", added, "us"),
+                summary(f"tokens per second, {concurrency} streams", tokens_per_s, "1/s"),
             ]
         over_http, direct = [], []
         for _ in range(5 if quick else 40):
@@ -108,10 +147,12 @@ def measure(*, quick: bool) -> list[Result]:
             direct.append(asyncio.run_coroutine_threadsafe(engine_ttft(model), loop).result())
     server.drain()
     thread.join()
-    for name, values in (("TTFT over HTTP", over_http), ("TTFT of the engine", direct)):
-        results.append({"name": name, "value": statistics.median(values) * 1e3, "unit": "ms"})
-    added = statistics.median(over_http) - statistics.median(direct)
-    results.append({"name": "TTFT added by the server", "value": added * 1e3, "unit": "ms"})
+    both = zip(over_http, direct, strict=True)
+    results += [
+        summary("TTFT over HTTP", [1e3 * each for each in over_http], "ms"),
+        summary("TTFT of the engine", [1e3 * each for each in direct], "ms"),
+        summary("TTFT added by the server", [1e3 * (ours - engine) for ours, engine in both], "ms"),
+    ]
     return results
 
 
@@ -122,7 +163,8 @@ def main() -> None:
     arguments = parser.parse_args()
     results = measure(quick=arguments.quick)
     for result in results:
-        print(f"{result['name']:<32} {result['value']:>10.2f} {result['unit']}")
+        spread = f"({result['low']:.2f} to {result['high']:.2f})"
+        print(f"{result['name']:<36} {result['value']:>10.2f} {spread} {result['unit']}")
     document = json.dumps(
         {
             "benchmark": "overhead",
