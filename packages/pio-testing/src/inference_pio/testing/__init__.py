@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from inference_pio.testing._compare import ParityError
     from inference_pio.testing._conformance import conformance_checks, run_conformance
     from inference_pio.testing._determinism import check_deterministic
+    from inference_pio.testing._embedding_parity import check_embedding_parity
     from inference_pio.testing._engine_checks import check_embed, check_preempted, check_prefix_hit, check_speculative
     from inference_pio.testing._equivalence import (
         check_batched,
@@ -46,6 +47,7 @@ _MODULES = MappingProxyType(
         "check_chunked": "_equivalence",
         "check_deterministic": "_determinism",
         "check_embed": "_engine_checks",
+        "check_embedding_parity": "_embedding_parity",
         "check_logit_rows": "_equivalence",
         "check_native": "_native",
         "check_paged": "_equivalence",
@@ -86,6 +88,7 @@ __all__ = [
     "check_chunked",
     "check_deterministic",
     "check_embed",
+    "check_embedding_parity",
     "check_logit_rows",
     "check_native",
     "check_paged",

@@ -32,7 +32,7 @@ class ParityReport:
     Attributes:
         tokens: Tokens compared.
         max_abs_error: Largest absolute difference.
-        spread: Standard deviation of the reference's logits, to judge the difference by.
+        spread: Standard deviation of what the reference gives, to judge the difference by.
     """
 
     tokens: int
@@ -67,7 +67,7 @@ def check_parity(
         ParityError: They differ; the message names the first decoder layer and the first row where they part.
     """
     loaded = load_model(plugin, path, dtype=dtype, backend=backend)
-    model = _reference_model(path if reference is None else reference)
+    model = reference_model(path if reference is None else reference)
     if token_ids is None:
         draw = random.Random(0)  # noqa: S311 - test data, not a secret
         length = min(_DEFAULT_LENGTH, loaded.shape.max_position)
@@ -83,7 +83,8 @@ def check_parity(
     return ParityReport(tokens=len(token_ids), max_abs_error=error, spread=theirs.std().item())
 
 
-def _reference_model(reference: Path | PreTrainedModel) -> PreTrainedModel:
+def reference_model(reference: Path | PreTrainedModel) -> PreTrainedModel:
+    """``reference``, loaded if it is a folder."""
     return load_reference(reference) if not isinstance(reference, torch.nn.Module) else reference
 
 
