@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -85,6 +86,20 @@ def test_paths_below_that_are_not_routed_have_it_too(served, path):
     got = served.ask("GET", path)
     check_shape(path if path != "/v1/messagesx" else "/v1/nothing", *got)
     assert got[0] == 404
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("headers", [{"content-type": "text/plain"}, {"content-encoding": "gzip"}], ids=str)
+def test_what_is_not_there_is_so_whatever_is_sent_to_it(served, method, headers):
+    """A body that would not be taken elsewhere is no reason to say anything else; the connection goes on."""
+    with contextlib.closing(http.client.HTTPConnection(served.host, served.port, timeout=10)) as connection:
+        for path, status in (("/v1/nothing", 404), ("/version", 405), ("/v1/models/x", 405), ("/v1/nothing", 404)):
+            connection.request(method, path, b"a=b", {"authorization": f"Bearer {served.key}", **headers})
+            reply = connection.getresponse()
+            check_shape(path, reply.status, dict(reply.getheaders()), json.loads(reply.read()))
+            assert reply.status == status
+            assert reply.getheader("allow") == (None if status == 404 else "GET")
+            assert reply.getheader("connection") is None
 
 
 def test_good_replies_carry_the_id_where_the_client_looks(served):

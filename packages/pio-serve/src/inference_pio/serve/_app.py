@@ -11,6 +11,7 @@ from inference_pio.serve._bounds import BodyBounds, HeaderBounds
 from inference_pio.serve._endpoint import Endpoint
 from inference_pio.serve._errors import ApiError, not_found
 from inference_pio.serve._hosts import HostCheck
+from inference_pio.serve._json import check_media_type
 from inference_pio.serve._outermost import Outermost, Watch
 from inference_pio.serve._routes import ROUTES
 from inference_pio.serve._scopes import PlaceMap
@@ -71,6 +72,8 @@ class _ByMethod:
                 code="method_not_allowed",
                 headers={"allow": self._allowed},
             )
+        if method == "POST":
+            check_media_type(scope)
         await endpoint(scope, receive, send)
 
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 from starlette.responses import Response
 
-from inference_pio.serve._errors import invalid
+from inference_pio.serve._context import header
+from inference_pio.serve._errors import ApiError, invalid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from inference_pio.serve._errors import ApiError
+    from starlette.types import Scope
 
 Wire = TypeVar("Wire", bound=msgspec.Struct)
 
@@ -34,6 +35,21 @@ def json_response(value: object, status: int = 200, headers: Mapping[str, str] |
     return Response(encode(value), status, dict(headers or {}), media_type="application/json")
 
 
+def check_media_type(scope: Scope) -> None:
+    """Refuse a body that does not say that it is JSON.
+
+    Browsers send other types across origins without asking first; JSON they ask for, and are refused.
+
+    Raises:
+        ApiError: 415.
+    """
+    kind = (header(scope, b"content-type") or b"").partition(b";")[0].strip().lower()
+    if kind != b"application/json":
+        raise _not_taken("the body must be JSON: send 'Content-Type: application/json'")
+    if header(scope, b"content-encoding") not in {None, b"identity"}:
+        raise _not_taken("compressed bodies are not taken")
+
+
 def decode(kind: type[Wire], body: bytes) -> Wire:
     """A request of type ``kind``.
 
@@ -50,6 +66,10 @@ def decode(kind: type[Wire], body: bytes) -> Wire:
         raise invalid(f"the body is not JSON: {error}", code="invalid_json") from None
     except RecursionError:
         raise invalid("the body is nested too deeply", code="invalid_json") from None
+
+
+def _not_taken(message: str) -> ApiError:
+    return ApiError(415, message, code="unsupported_media_type")
 
 
 def _describe(kind: type[msgspec.Struct], text: str) -> ApiError:
