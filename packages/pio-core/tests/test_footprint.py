@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
+import inspect
 import time
 import weakref
 
@@ -11,6 +13,7 @@ import psutil
 import pytest
 
 from inference_pio.core import LLM, free_memory, plan_footprint
+from inference_pio.core._assembly import EngineOptions
 from inference_pio.interfaces import DoesNotFitError, ModelNotFoundError
 
 MIB = 2**20
@@ -20,6 +23,15 @@ MIB = 2**20
 def checkpoint(tmp_path_factory):
     testing = pytest.importorskip("inference_pio.testing", reason="pio-testing writes the tiny checkpoint")
     return testing.tiny_checkpoint("llama", tmp_path_factory.mktemp("tiny"), hidden_size=128)
+
+
+@pytest.mark.parametrize("function", [LLM, plan_footprint])
+def test_options_have_the_same_defaults_everywhere(function):
+    """A plan made with none stated is the plan of what loads with none stated; only where weights are kept is open."""
+    defaults = {field.name: field.default for field in dataclasses.fields(EngineOptions)}
+    stated = {name: given.default for name, given in inspect.signature(function).parameters.items() if name in defaults}
+    assert stated == {name: defaults[name] for name in stated}
+    assert len(stated) == {LLM: len(defaults) - 1, plan_footprint: 12}[function]
 
 
 @pytest.mark.parametrize("executor", ["native", "torch"])

@@ -45,30 +45,32 @@ STEP_TOKENS = 512
 class EngineOptions:
     """How a model is loaded and run; the arguments of :class:`LLM` of the same names say what each means.
 
+    Defaults are those of :class:`LLM` too, so that whoever has no say in an option need not state it.
+
     Raises:
         InvalidRequestError: A value that is not one of the choices, or out of bounds.
     """
 
-    executor: str
-    dtype: str
-    device: str
-    threads: int | None
-    max_model_len: int | None
-    max_num_seqs: int
-    max_num_batched_tokens: int | None
-    attention: str
-    kv_cache: str
-    kv_cache_dtype: str
-    kv_cache_bytes: int | None
-    swap_bytes: int
-    enable_prefix_caching: bool | None
-    scheduling_policy: Policy
-    speculative: str | Path | None
-    num_speculative_tokens: int
-    deterministic: bool
-    ignore_unknown_keys: bool
-    packed_cache: Path | None
-    packed_cache_bytes: int | None
+    executor: str = "auto"
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int | None = None
+    attention: str = "auto"
+    kv_cache: str = "auto"
+    kv_cache_dtype: str = "auto"
+    kv_cache_bytes: int | None = None
+    swap_bytes: int = 0
+    enable_prefix_caching: bool | None = None
+    scheduling_policy: Policy = "fcfs"
+    speculative: str | Path | None = None
+    num_speculative_tokens: int = 5
+    deterministic: bool = False
+    ignore_unknown_keys: bool = False
+    packed_cache: Path | None = None
+    packed_cache_bytes: int | None = None
 
     def __post_init__(self) -> None:
         check_choices(

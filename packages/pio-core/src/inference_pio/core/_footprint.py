@@ -109,7 +109,6 @@ def plan_footprint(
         executor=executor,
         dtype=dtype,
         device=device,
-        threads=None,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
@@ -117,15 +116,8 @@ def plan_footprint(
         kv_cache=kv_cache,
         kv_cache_dtype=kv_cache_dtype,
         kv_cache_bytes=kv_cache_bytes,
-        swap_bytes=0,
-        enable_prefix_caching=None,
-        scheduling_policy="fcfs",
-        speculative=None,
-        num_speculative_tokens=1,
         deterministic=deterministic,
         ignore_unknown_keys=ignore_unknown_keys,
-        packed_cache=None,
-        packed_cache_bytes=None,
     )
     registry = Registry.discover()
     files = default_cache_dir(Settings()) if cache_dir is None else cache_dir
