@@ -1,9 +1,13 @@
-"""A real server on loopback with the real default model, once per session."""
+"""A real server on loopback with the real default model, once per session, and as a process."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -16,6 +20,7 @@ from inference_pio.core import LLM
 from inference_pio.serve import Bounds, KeyRing, PioServer, ServeSettings
 
 KEY = "test-key-of-the-session"
+CHAT = "/v1/chat/completions"
 BOUNDS = Bounds(header_s=1.0, body_s=1.0, write_s=1.5)
 
 
@@ -68,7 +73,7 @@ class Running:
     def chat(self, text="Say hello.", **more):
         """A chat completion that must succeed."""
         body = {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 8, **more}
-        status, _, reply = self.post("/v1/chat/completions", body)
+        status, _, reply = self.post(CHAT, body)
         assert status == 200, reply
         return reply
 
@@ -131,6 +136,73 @@ def start_server(load_model):
         running.server.drain()
         running.thread.join(20)
         assert not running.thread.is_alive()
+
+
+class Process:
+    """``pio serve`` as a process; its environment has the session's key, unless told otherwise."""
+
+    def __init__(self, *arguments, **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "inference_pio.cli", "serve", "--port", "0", *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PIO_SERVE_API_KEY": KEY, **environment},
+        )
+        self.lines = []
+        self.key = KEY
+
+    def wait_for(self, text):
+        """The first line with ``text`` in it."""
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if text in line:
+                return line
+        raise AssertionError(f"{text!r} never came: {self.lines}")
+
+    def open(self, method, path, body=None):
+        """A response that nobody has read yet."""
+        port = int(re.search(r"http://127\.0\.0\.1:(\d+)", "".join(self.lines))[1])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json", "connection": "close"}
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        return connection.getresponse()
+
+    def ask(self, method, path, body=None):
+        """Status and body."""
+        with self.open(method, path, body) as reply:
+            return reply.status, reply.read()
+
+    def chat(self, max_tokens):
+        """Status of a chat completion of so many tokens, and what came."""
+        status, reply = self.ask("POST", CHAT, self.chat_body(max_tokens))
+        return status, json.loads(reply)
+
+    def chat_stream(self, max_tokens):
+        """The same as a stream, not read yet."""
+        return self.open("POST", CHAT, {**self.chat_body(max_tokens), "stream": True})
+
+    def chat_body(self, max_tokens):
+        return {"messages": [{"role": "user", "content": "Count."}], "max_tokens": max_tokens, "ignore_eos": True}
+
+    def end(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def start_process():
+    """Starts ``pio serve`` with other arguments and environments; what still runs is killed with the test."""
+    started = []
+
+    def begin(*arguments, **environment):
+        started.append(Process(*arguments, **environment))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        one.end()
 
 
 @pytest.fixture(scope="session")

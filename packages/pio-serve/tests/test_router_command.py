@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -25,93 +22,50 @@ from inference_pio.serve._router.cpus import cores_of, share_cpus, split_cores
 from inference_pio.serve._router.metrics import merged
 from inference_pio.serve._router.replicas import Replicas
 
-KEY = "key-of-the-router"
-CHAT = "/v1/chat/completions"
-
-
-class Process:
-    """A running ``pio serve``."""
-
-    def __init__(self, *arguments, **environment):
-        code = "import sys; from inference_pio.cli import main; sys.exit(main(sys.argv[1:]))"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, "serve", "--port", "0", "--replicas", "2", *arguments],
-            stderr=subprocess.PIPE, text=True, env={**os.environ, "PIO_SERVE_API_KEY": KEY, **environment},
-        )  # fmt: skip
-        self.lines = []
-
-    def wait_for(self, text):
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if text in line:
-                return line
-        raise AssertionError(f"{text!r} never came: {self.lines}")
-
-    def children(self):
-        return psutil.Process(self.process.pid).children()
-
-    def open(self, body):
-        port = int(re.search(r"http://127\.0\.0\.1:(\d+)", "".join(self.lines))[1])
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json", "connection": "close"}
-        connection.request("POST", CHAT, json.dumps(body), headers)
-        return connection.getresponse()
-
 
 @pytest.fixture
-def start_process():
-    started = []
+def start_router(start_process):
+    """As ``start_process``, before two replicas."""
+    return partial(start_process, "--replicas", "2")
 
-    def begin(*arguments, **environment):
-        started.append(Process(*arguments, **environment))
-        return started[-1]
 
-    yield begin
-    for one in started:
-        if one.process.poll() is None:
-            one.process.kill()
-        one.process.wait()
-        one.process.stderr.close()
+def children_of(process):
+    return psutil.Process(process.process.pid).children()
 
 
 def gone(processes, seconds=10.0):
     return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
-def body_of(tokens, **more):
-    return {
-        "messages": [{"role": "user", "content": "Count."}], "max_tokens": tokens, "ignore_eos": True, **more
-    }  # fmt: skip
-
-
-def test_drains(start_process):
+def test_drains(start_router):
     """On SIGTERM what runs ends whole within the bound, and with an error event beyond; then all processes have ended.
 
     Its replicas have cores of their own where there are enough, and neither the key nor an order in their arguments.
     """
-    process = start_process("--drain-timeout", "1.5")
+    process = start_router("--drain-timeout", "1.5")
     line = process.wait_for("serving")
     assert re.search(
         r"serving smollm2-135m-instruct at http://\S+/v1 \(2 replicas, each .*1 API key; ready after", line
     )
-    children = process.children()
+    children = children_of(process)
     assert [child.cmdline()[1:] for child in children] == [["-P", "-m", "inference_pio.serve._router.replica"]] * 2
     assert not any("PIO_SERVE_API_KEY" in child.environ() for child in children)
     if hasattr(os, "sched_getaffinity") and len(cores_of(os.sched_getaffinity(0), Path("/"))) > 1:
         mine, other = (set(child.cpu_affinity()) for child in children)
         assert not mine & other
     answers = []
-    short = threading.Thread(target=lambda: answers.append(process.open(body_of(20)).read()))
-    long = process.open(body_of(8000, stream=True))
+    short = threading.Thread(target=lambda: answers.append(process.chat(20)))
+    long = process.chat_stream(8000)
     short.start()
     time.sleep(0.2)
     process.process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
-    refused = process.open(body_of(1))
-    assert (refused.status, json.loads(refused.read())["error"]["code"]) == (503, "stopping")
+    status, refusal = process.chat(1)
+    assert (status, refusal["error"]["code"]) == (503, "stopping")
     rest = long.read()
     short.join(10)
-    assert json.loads(answers[0])["usage"]["completion_tokens"] == 20
+    [(status, answer)] = answers
+    assert (status, answer["usage"]["completion_tokens"]) == (200, 20)
     assert rest.endswith(b"data: [DONE]\n\n")
     assert b'"code":"stopping"' in rest
     assert process.process.wait(15) == 0
@@ -119,12 +73,12 @@ def test_drains(start_process):
 
 
 @pytest.mark.parametrize("once", ["listening", pytest.param("serving", marks=pytest.mark.slow)])
-def test_nothing_outlives_a_router_that_is_killed(start_process, once):
+def test_nothing_outlives_a_router_that_is_killed(start_router, once):
     """Its replicas see their standard input end, whatever they are doing; the last of them removes their folder."""
     with tempfile.TemporaryDirectory(prefix="pio-") as folder:
-        process = start_process("--threads", "1", TMPDIR=folder)
+        process = start_router("--threads", "1", TMPDIR=folder)
         process.wait_for(once)
-        while not (children := process.children()):
+        while not (children := children_of(process)):
             time.sleep(0.02)
         if once == "listening":
             time.sleep(0.5)  # for it to have its order; what it then loads is not there yet
@@ -134,20 +88,20 @@ def test_nothing_outlives_a_router_that_is_killed(start_process, once):
         assert not list(Path(folder).iterdir())
 
 
-def test_interrupted_while_it_loads(start_process):
+def test_interrupted_while_it_loads(start_router):
     """Ctrl-C ends all of it, with the exit code of that."""
-    process = start_process("--threads", "1")
+    process = start_router("--threads", "1")
     process.wait_for("listening")
-    while not (children := process.children()):
+    while not (children := children_of(process)):
         time.sleep(0.02)
     process.process.send_signal(signal.SIGINT)
     assert process.process.wait(15) == 130
     assert gone(children)
 
 
-def test_a_model_that_is_not_there(start_process):
+def test_a_model_that_is_not_there(start_router):
     """Ends the router as it would end a server: with the reason, the hint and the exit code."""
-    process = start_process("no-such-model-anywhere")
+    process = start_router("no-such-model-anywhere")
     assert process.process.wait(30) == 3
     said = process.process.stderr.read()
     assert "no-such-model-anywhere" in said
@@ -166,11 +120,11 @@ def test_stopped_before_it_was_started(tmp_path, monkeypatch):
     assert replicas.ready == []
 
 
-def test_a_folder_too_deep_for_sockets(start_process, tmp_path):
+def test_a_folder_too_deep_for_sockets(start_router, tmp_path):
     """Is named, with the way out, rather than what a replica stumbles over."""
     folder = tmp_path / ("x" * 90)
     folder.mkdir()
-    process = start_process(TMPDIR=str(folder))
+    process = start_router(TMPDIR=str(folder))
     assert process.process.wait(30) == 2
     assert "set TMPDIR to a shorter one" in process.process.stderr.read()
     assert not list(folder.iterdir())
