@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import http.client
 import json
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import time
 
 import openai
+import psutil
 import pytest
 
 from inference_pio.interfaces import ConfigError
@@ -42,6 +46,18 @@ def read_end(sock):
     except OSError:
         pass
     return b"".join(parts)
+
+
+def wait_until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def open_sockets():
+    """Sockets of this process for TCP."""
+    return len(psutil.Process().net_connections("tcp"))
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +130,115 @@ def test_handshake_that_never_ends_is_cut_off(encrypted):
             started = time.monotonic()
             assert sock.recv(1024) == b""
             assert 0.5 < time.monotonic() - started < 5
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def either_loop(request, monkeypatch):
+    """Servers that start now run on this event loop."""
+    module = pytest.importorskip(request.param, reason="an event loop that is not installed everywhere")
+    monkeypatch.setattr("uvicorn.Config.get_loop_factory", lambda _: module.new_event_loop)
+
+
+@pytest.fixture
+def connect():
+    """Makes connections, encrypted if a context is given, that end with the test."""
+    with contextlib.ExitStack() as opened:
+
+        def begin(running, context=None, sent=b""):
+            sock = opened.enter_context(socket.create_connection((running.host, running.port), timeout=10))
+            if context is not None:
+                sock = opened.enter_context(context.wrap_socket(sock, server_hostname="localhost"))
+            sock.sendall(sent)
+            return sock
+
+        yield begin
+
+
+def ask(tls):
+    """The status of what comes over an encrypted connection."""
+    tls.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    reply = http.client.HTTPResponse(tls)
+    reply.begin()
+    reply.read()
+    return reply.status
+
+
+def is_open(sock):
+    """Whether the other side has not ended it by now."""
+    sock.settimeout(0)
+    try:
+        return sock.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except ConnectionResetError:
+        return False
+
+
+@pytest.mark.usefixtures("either_loop")
+def test_handshakes_are_bounded_in_number(start_server, files, trusting, connect):
+    """What never ends its handshake counts as a connection; the one that waits longest gives way to the next."""
+    running = start_server(tls_cert=files[0], tls_key=files[1], bounds=Bounds(connections=100, header_s=30.0))
+    first = [connect(running, sent=b"\x16\x03\x01") for _ in range(99)]
+    tls = connect(running, trusting)
+    assert ask(tls) == 200
+    assert all(is_open(sock) for sock in first)
+    second = [connect(running, sent=b"\x16\x03\x01") for _ in range(5)]
+    wait_until(lambda: not any(is_open(sock) for sock in first[:5]))
+    assert all(is_open(sock) for sock in first[5:] + second)
+    assert ask(connect(running, trusting)) == 200
+    assert ask(tls) == 200
+
+
+@pytest.mark.usefixtures("either_loop")
+def test_who_comes_to_a_full_house_over_https_is_told(start_server, files, trusting, connect):
+    """Connections beyond the bound are answered with 503 as unencrypted ones are, many more are closed at once."""
+    running = start_server(tls_cert=files[0], tls_key=files[1], bounds=Bounds(connections=2, header_s=30.0))
+    there = running.server.server_state.connections
+    first, second = (connect(running, trusting) for _ in range(2))
+    assert ask(first) == ask(second) == 200
+    third = connect(running, trusting)
+    assert ask(third) == 503
+    third.close()
+    wait_until(lambda: len(there) == 2)
+    more = [connect(running, trusting) for _ in range(64)]
+    wait_until(lambda: len(there) == 66)
+    assert read_end(connect(running, trusting)) == b""
+    wait_until(lambda: len(there) == 66)
+    assert ask(more[-1]) == 503
+    for sock in more:
+        sock.close()
+    wait_until(lambda: len(there) == 2)
+    assert ask(first) == 200
+
+
+@pytest.mark.usefixtures("either_loop")
+@pytest.mark.parametrize(
+    ("how", "sent"),
+    [
+        ("nothing", b""),
+        ("half a record", b"\x16\x03\x01\x02"),
+        ("no TLS", b"GET / HTTP/1.1\r\n\r\n"),
+        ("reset", b"\x16\x03\x01\x02"),
+        ("no trust", b""),
+    ],
+)
+def test_handshakes_that_fail_leave_nothing(start_server, files, connect, how, sent):
+    """Whatever ends one, its socket is closed here too, and is counted no more."""
+    running = start_server(tls_cert=files[0], tls_key=files[1], bounds=Bounds(header_s=1.0))
+    before, stranger = open_sockets(), ssl.create_default_context()
+    socks = [connect(running, sent=sent) for _ in range(10)]
+    for sock in socks:
+        if how == "no trust":
+            with pytest.raises(ssl.SSLCertVerificationError, match="CERTIFICATE_VERIFY_FAILED"):
+                stranger.wrap_socket(sock, server_hostname="localhost")
+        elif how == "reset":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        else:
+            assert b"HTTP" not in read_end(sock)
+        sock.close()
+    wait_until(lambda: open_sockets() == before)
+    [listener] = running.server.servers
+    assert not listener._handshakes
 
 
 def test_header_over_https_is_bounded_too(encrypted, trusting):

@@ -6,7 +6,6 @@ import asyncio
 import signal
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 import uvicorn
@@ -15,10 +14,10 @@ from inference_pio.interfaces import PioError
 from inference_pio.serve._admin.api import create_admin_app
 from inference_pio.serve._admin.listener import AdminSocket
 from inference_pio.serve._app import create_app
+from inference_pio.serve._listeners import Listeners
 from inference_pio.serve._models.spec import spec_of
 from inference_pio.serve._protocol import bounded_protocol
 from inference_pio.serve._server_state import ServerState
-from inference_pio.serve._tls import bounded_handshakes, tls_context
 
 if TYPE_CHECKING:
     import socket
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from inference_pio.core import LLM
     from inference_pio.serve._models.served import ServedModel
     from inference_pio.serve._models.spec import ModelSpec
-    from inference_pio.serve._settings import ServeSettings
+    from inference_pio.serve._settings import Bounds, ServeSettings
 
 _LAST_WORDS_S = 5
 """For requests to be told that they were cut off, after the time to drain."""
@@ -81,10 +80,11 @@ class PioServer(uvicorn.Server):
         on_listening: Callable[[str], None] | None = None,
     ) -> None:
         self.state = ServerState(settings)
-        super().__init__(server_config(settings, create_app(self.state)))
+        super().__init__(server_config(settings.bounds, create_app(self.state)))
         self.failure: BaseException | None = None
         self.exit_signal: int | None = None
         self._settings = settings
+        self._listeners = Listeners(settings)
         self._specs = tuple(models)
         if name is not None and load is not None:
             self._specs = (spec_of(name, load, served_as=served_as), *self._specs)
@@ -101,7 +101,7 @@ class PioServer(uvicorn.Server):
     @property
     def address(self) -> str:
         """Where it listens: ``http://host:port``, or ``https://``."""
-        return address_of(self, self._settings)
+        return self._listeners.address
 
     def drain(self) -> None:
         """Take no new requests, and stop once those that run have ended, or their time is over. From any thread."""
@@ -119,15 +119,11 @@ class PioServer(uvicorn.Server):
         try:
             if self._admin is not None:
                 await self._admin.open()
+            await self._listeners.open(self, sockets)
         except PioError as error:
+            await self._close_admin()
             self.failure, self.should_exit = error, True
             return
-        try:
-            with handshakes_bounded(self.config, self._settings):
-                await super().startup(sockets)
-        except BaseException:  # uvicorn ends the process where it cannot listen
-            await self._close_admin()
-            raise
         if self._on_listening is not None:
             self._on_listening(self.address)
         self._loading = asyncio.ensure_future(self._load_models())
@@ -187,25 +183,10 @@ def serve(server: EndingServer) -> None:
         raise KeyboardInterrupt
 
 
-def address_of(server: uvicorn.Server, settings: ServeSettings) -> str:
-    """Where ``server`` listens: ``http://host:port``, or ``https://``."""
-    host, scheme = settings.host, "http" if settings.tls_cert is None else "https"
-    listener: socket.socket = server.servers[0].sockets[0]
-    port = listener.getsockname()[1]
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def server_config(settings: ServeSettings, app: ASGIApp) -> uvicorn.Config:
-    """How uvicorn serves ``app``.
-
-    Raises:
-        ConfigError: Certificate and key cannot be served under.
-    """
-    bounds = settings.bounds
-    config = uvicorn.Config(
+def server_config(bounds: Bounds, app: ASGIApp) -> uvicorn.Config:
+    """How uvicorn serves ``app``, wherever it listens."""
+    return uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         http=bounded_protocol(bounds),
         ws="none",
         lifespan="off",
@@ -217,13 +198,3 @@ def server_config(settings: ServeSettings, app: ASGIApp) -> uvicorn.Config:
         timeout_graceful_shutdown=_LAST_WORDS_S,
         loop="asyncio" if sys.platform == "win32" else "auto",
     )
-    if settings.tls_cert is not None and settings.tls_key is not None:
-        context = tls_context(settings.tls_cert, settings.tls_key)
-        config.load()  # would put its own in place of ours later
-        config.ssl = context
-    return config
-
-
-def handshakes_bounded(config: uvicorn.Config, settings: ServeSettings) -> AbstractContextManager[None]:
-    """What a server is started in: with TLS, its handshakes have the time that headers have."""
-    return nullcontext() if config.ssl is None else bounded_handshakes(settings.bounds.header_s)

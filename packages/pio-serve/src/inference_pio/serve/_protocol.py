@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,15 @@ from inference_pio.serve._errors import ApiError, error_body
 from inference_pio.serve._json import encode
 
 if TYPE_CHECKING:
-    import asyncio
+    from collections.abc import Callable
+
+    import uvicorn
+    from uvicorn.server import ServerState
 
     from inference_pio.serve._settings import Bounds
 
+BEYOND = 64
+"""Connections above the bound that are taken to be told that there are too many; more are closed without a word."""
 _WRITE_BUFFER = 32 * 1024
 _NO_HTTP = ApiError(400, "this is no HTTP request", code="invalid_http")
 _TOO_LARGE = ApiError(431, "the headers are too large", code="too_large")
@@ -41,6 +47,9 @@ def bounded_protocol(bounds: Bounds) -> type[HttpToolsProtocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
             super().connection_made(transport)
+            if len(self.connections) > bounds.connections + BEYOND:
+                transport.abort()
+                return
             transport.set_write_buffer_limits(high=_WRITE_BUFFER)
             bound_unacknowledged(transport, bounds.write_s)
             self._await_head()
@@ -111,6 +120,24 @@ def bounded_protocol(bounds: Bounds) -> type[HttpToolsProtocol]:
                 self._write_timer = None
 
     return BoundedProtocol
+
+
+def protocol_maker(config: uvicorn.Config, state: ServerState) -> Callable[[], asyncio.Protocol]:
+    """What makes the protocol of a connection, as uvicorn's server does it.
+
+    Args:
+        config: How requests are served.
+        state: What the connections share.
+    """
+    loop = asyncio.get_running_loop()
+
+    def make() -> asyncio.Protocol:
+        protocol: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]  # as uvicorn calls it
+            config=config, server_state=state, app_state={}, _loop=loop
+        )
+        return protocol
+
+    return make
 
 
 def bound_unacknowledged(transport: asyncio.Transport, seconds: float) -> None:

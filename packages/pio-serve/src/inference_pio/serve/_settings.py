@@ -35,7 +35,8 @@ class Bounds:
         write_s: How long a client may leave unread what was sent to it.
         idle_s: How long a connection may stay open between requests.
         request_s: From arrival to the last token; a text that is unfinished then ends with what it has.
-        connections: Connections that are open at once.
+        connections: Connections that are open at once, with those in their TLS handshake. Some more are told so, the
+            rest closed.
         messages: Messages of a conversation.
         prompts: Prompts of one request for completions.
         n: Continuations of each prompt.

@@ -1,22 +1,18 @@
-"""Encrypted connections: certificate and key tried before anything is bound, handshakes bounded in time."""
+"""What connections are encrypted with: certificate and key, tried before anything is bound."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import ssl
 import stat
 import sys
 import time
-from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
 from inference_pio.interfaces import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 LOG = logging.getLogger("inference_pio.serve")
@@ -112,21 +108,6 @@ def _tried(cert: Path, key: Path) -> ssl.SSLContext:
         raise ConfigError(f"the TLS certificate {cert} with the key {key}: {error.reason or error}") from error
     _try(context, chain, cert)
     return context
-
-
-@contextmanager
-def bounded_handshakes(seconds: float) -> Iterator[None]:
-    """Have servers that are made within give a client so long for its handshake, and for its goodbye.
-
-    Uvicorn passes no such time on, and the loop's own is a minute, during which no clock of ours runs.
-    """
-    loop = asyncio.get_running_loop()
-    bounded = partial(loop.create_server, ssl_handshake_timeout=seconds, ssl_shutdown_timeout=seconds)
-    loop.create_server = bounded  # type: ignore[method-assign]  # shadows the class's until the end of the block
-    try:
-        yield
-    finally:
-        del loop.create_server
 
 
 def _pem(path: Path, what: str, kind: str) -> str:

@@ -14,7 +14,7 @@ import uvicorn
 from uvicorn.server import ServerState as UvicornState
 
 from inference_pio.interfaces import ConfigError, UnsupportedError
-from inference_pio.serve._protocol import bounded_protocol
+from inference_pio.serve._protocol import bounded_protocol, protocol_maker
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -65,15 +65,9 @@ class AdminSocket:
             timeout_keep_alive=int(self._bounds.idle_s),
         )
         config.load()
-        loop = asyncio.get_running_loop()
-
-        def connection() -> asyncio.Protocol:
-            protocol: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]  # as uvicorn calls it
-                config=config, server_state=self._state, app_state={}, _loop=loop
-            )
-            return protocol
-
-        self._server = await loop.create_unix_server(connection, sock=sock)
+        self._server = await asyncio.get_running_loop().create_unix_server(
+            protocol_maker(config, self._state), sock=sock
+        )
 
     async def close(self) -> None:
         """Take the socket away, and end connections once they were answered. Harmless when called twice."""
@@ -121,7 +115,10 @@ def bind_private(path: Path) -> socket.socket:
             made.rename(path)
     except OSError as error:
         sock.close()
-        raise ConfigError(f"the admin socket {str(path)!r} cannot be made: {error.strerror or error}") from error
+        raise ConfigError(
+            f"the admin socket {str(path)!r} cannot be made: {error.strerror or error}",
+            hint="give a path in a folder of yours with --admin-socket",
+        ) from error
     except BaseException:  # a refusal, or Ctrl-C; it goes on up
         sock.close()
         raise

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from inference_pio.interfaces import PioError
 from inference_pio.serve._endpoint import end_task
-from inference_pio.serve._lifecycle import address_of, handshakes_bounded, server_config
+from inference_pio.serve._lifecycle import server_config
+from inference_pio.serve._listeners import Listeners
 from inference_pio.serve._router.app import router_app
 from inference_pio.serve._router.balance import Balance
 from inference_pio.serve._router.replicas import Replicas
@@ -64,10 +66,11 @@ class RouterServer(uvicorn.Server):
             drain_s=settings.drain_s,
         )
         self.router = RouterState(state, replicas, chosen)
-        super().__init__(server_config(settings, router_app(self.router)))
+        super().__init__(server_config(settings.bounds, router_app(self.router)))
         self.failure: BaseException | None = None
         self.exit_signal: int | None = None
         self._settings = settings
+        self._listeners = Listeners(settings)
         self._on_ready = on_ready
         self._on_listening = on_listening
         self._starting: asyncio.Task[None] | None = None
@@ -76,7 +79,7 @@ class RouterServer(uvicorn.Server):
     @property
     def address(self) -> str:
         """Where it listens: ``http://host:port``, or ``https://``."""
-        return address_of(self, self._settings)
+        return self._listeners.address
 
     def drain(self) -> None:
         """Take no new requests, and stop once those that run have ended, or their time is over. From any thread."""
@@ -91,8 +94,11 @@ class RouterServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Take connections, and begin to start the replicas."""
-        with handshakes_bounded(self.config, self._settings):
-            await super().startup(sockets)
+        try:
+            await self._listeners.open(self, sockets)
+        except PioError as error:
+            self.failure, self.should_exit = error, True
+            return
         if self._on_listening is not None:
             self._on_listening(self.address)
         self._starting = asyncio.ensure_future(self._start())
