@@ -35,10 +35,13 @@ class Model:
     def __init__(self, name, size):
         self.name, self.weight_bytes, self.kv_cache_bytes = name, size * MIB - 1, 1
         self.max_model_len = 256
+        self.start_error = None
         self.closed = False
 
     def start_async(self, *, max_waiting):
         assert max_waiting == 7
+        if self.start_error is not None:
+            raise self.start_error
         return Engine()
 
     def close(self):
@@ -51,7 +54,7 @@ class Source:
     def __init__(self, name, size=10, served_as=None):
         self.name, self.size = name, size
         self.made = []
-        self.error = None
+        self.error = self.start_error = None
         self.go_on = threading.Event()
         self.go_on.set()
         self.spec = ModelSpec(
@@ -63,6 +66,7 @@ class Source:
         if self.error is not None:
             raise self.error
         self.made.append(Model(self.name, self.size))
+        self.made[-1].start_error = self.start_error
         return self.made[-1]
 
 
@@ -267,6 +271,38 @@ def test_failed_load_is_told_to_all_who_wait(error, said, caplog):
         assert (pool.find("a").failures, pool.find("a").load_failures) == (0, 2)
 
     run(test, source, clock=clock)
+
+
+def test_model_that_cannot_be_started_is_closed():
+    """As where the system gives no more threads: its memory is free again, and it may be tried again."""
+    source, clock = Source("a", 10), Clock()
+
+    async def test(pool):
+        source.start_error = RuntimeError("can't start new thread")
+        assert (await refusal(pool, "a")).code == "model_load_failed"
+        assert source.made[0].closed
+        assert pool.used == 0
+        source.start_error = None
+        clock.now += RETRY_S
+        assert (await use(pool, "a")).llm is source.made[1]
+        assert pool.used == 10 * MIB
+
+    run(test, source, budget=15, clock=clock)
+
+
+def test_model_to_begin_with_that_cannot_be_started_is_closed():
+    """And the server ends with the reason."""
+    source = Source("a")
+    source.start_error = RuntimeError("can't start new thread")
+
+    async def start():
+        pool = ModelPool(7)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await pool.start([source.spec])
+        assert pool.used == 0
+
+    asyncio.run(start())
+    assert source.made[0].closed
 
 
 def test_who_goes_away_stops_waiting_and_the_load_goes_on():

@@ -347,14 +347,11 @@ class ModelPool:
         await self._make_room(model, planned.nbytes)
         try:
             llm = await in_thread(planned.load, discard=_close)
-            engine = llm.start_async(max_waiting=self._max_waiting)
+            served = self._start(model, llm)
         except BaseException:  # cancellation too; it goes on up
             model.nbytes = 0
             raise
-        model.name = model.name or llm.name
-        model.created, model.max_model_len = int(time.time()), llm.max_model_len
-        model.served = ServedModel(model.name, llm, engine, model.created)
-        model.nbytes = llm.weight_bytes + llm.kv_cache_bytes
+        model.served, model.name, model.created = served, served.name, served.created
         model.state, model.failures, model.refusal = ModelState.LOADED, 0, None
         model.loads += 1
         model.load_s += time.perf_counter() - started
@@ -362,7 +359,21 @@ class ModelPool:
         LOG.info("model %s is loaded, with %s of memory", model.name, gib(model.nbytes))
         if self.budget is not None and self.used > self.budget:
             LOG.warning("models take %s, more than the %s that they may", gib(self.used), gib(self.budget))
-        return model.served
+        return served
+
+    def _start(self, model: PooledModel, llm: LLM) -> ServedModel:
+        """Have ``llm`` run for ``model``.
+
+        Raises:
+            Exception: It does not, and is closed.
+        """
+        try:
+            engine = llm.start_async(max_waiting=self._max_waiting)
+            model.max_model_len, model.nbytes = llm.max_model_len, llm.weight_bytes + llm.kv_cache_bytes
+            return ServedModel(model.name or llm.name, llm, engine, int(time.time()))
+        except BaseException:
+            llm.close()  # in this thread: that the system gives no other may be what went wrong
+            raise
 
     async def _look(self, model: PooledModel) -> PlannedModel:
         """Find the files of ``model``, and its name.
