@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from inference_pio.testing._load import LoadedModel, load_model
     from inference_pio.testing._native import check_native
     from inference_pio.testing._parity import ParityReport, check_parity
+    from inference_pio.testing._plugin import check_plugin
     from inference_pio.testing._reference import load_reference, reference_hidden_states, trace_reference
     from inference_pio.testing._run import contiguous_cache, paged_cache, random_pages, run_schedule, trace_model
     from inference_pio.testing._tiny import TINY_SIZES, fill_random, rope_variants, tiny_checkpoint
@@ -52,6 +53,7 @@ _MODULES = MappingProxyType(
         "check_native": "_native",
         "check_paged": "_equivalence",
         "check_parity": "_parity",
+        "check_plugin": "_plugin",
         "check_preempted": "_engine_checks",
         "check_prefix_hit": "_engine_checks",
         "check_speculative": "_engine_checks",
@@ -93,6 +95,7 @@ __all__ = [
     "check_native",
     "check_paged",
     "check_parity",
+    "check_plugin",
     "check_preempted",
     "check_prefix_hit",
     "check_speculative",

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class ParityError(AssertionError):
-    """Two computations that must agree do not."""
+    """What must agree does not."""
 
 
 def compare(what: str, actual: Tensor, expected: Tensor, *, tolerance: float) -> float:
