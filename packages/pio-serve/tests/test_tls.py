@@ -6,12 +6,15 @@ import contextlib
 import datetime as dt
 import http.client
 import json
+import re
+import signal
 import socket
 import ssl
 import struct
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import openai
 import psutil
@@ -26,6 +29,13 @@ httpx2 = pytest.importorskip("httpx2", reason="the HTTP client of the package op
 
 NOW = dt.datetime.now(tz=dt.UTC)
 DAY = dt.timedelta(days=1)
+
+
+class Address(NamedTuple):
+    """Of a server in another process."""
+
+    host: str
+    port: int
 
 
 def write(folder, leaf):
@@ -444,3 +454,44 @@ def test_slow_reader_over_https_is_cut_off(start_server, files, trusting):
             assert running.engine.scheduler.running
             running.wait_until_idle(40)
     assert running.model.llm.metrics.requests_finished.values.get("abort", 0) > 0
+
+
+def test_replicas_over_https(start_process, files, trusting, connect):
+    """The router encrypts, with the same bounds; its replicas are told nothing of it.
+
+    Answers and streams are those of a server; a stream whose replica is killed ends with an error event; SIGTERM ends
+    all of it in time while handshakes are open and a stream runs.
+    """
+    process = start_process(
+        *("--tls-cert", str(files[0]), "--tls-key", str(files[1])),
+        *("--replicas", "2", "--threads", "1", "--drain-timeout", "1"),
+    )
+    url = re.search(r"at (https://127\.0\.0\.1:\d+)/v1 \(2 replicas", process.wait_for("serving"))[1]
+    replicas = psutil.Process(process.process.pid).children()
+    assert not any(conn.status == "LISTEN" for child in replicas for conn in child.net_connections("tcp"))
+    place, key = Address("127.0.0.1", int(url.rpartition(":")[2])), {"authorization": f"Bearer {process.key}"}
+    asked = {"model": "smollm2-135m-instruct", "messages": [{"role": "user", "content": "Count."}], "temperature": 0}
+    long = {**asked, "max_tokens": 4000, "stream": True, "extra_body": {"ignore_eos": True}}
+    with openai.OpenAI(
+        base_url=f"{url}/v1", api_key=process.key, max_retries=0, http_client=httpx2.Client(verify=trusting)
+    ) as client:
+        whole = client.chat.completions.create(**asked, max_tokens=8).choices[0].message.content
+        chunks = list(client.chat.completions.create(**asked, max_tokens=8, stream=True))
+        assert whole == "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        with pytest.raises(openai.NotFoundError, match="there is no model"):
+            client.chat.completions.create(**{**asked, "model": "other"})
+        cut_off = iter(client.chat.completions.create(**long))
+        next(cut_off)
+        for child in replicas:
+            child.kill()
+        with pytest.raises(openai.APIError, match="the replica that answered has ended"):
+            list(cut_off)
+        wait_until(lambda: httpx2.get(f"{url}/health", verify=trusting, headers=key).is_success, seconds=30)
+        silent = [connect(place, sent=b"\x16\x03\x01") for _ in range(10)]
+        stopped = iter(client.chat.completions.create(**long))
+        next(stopped)
+        process.process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="the server stopped before the answer was finished"):
+            list(stopped)
+        assert process.process.wait(10) == 0
+        assert not any(is_open(sock) for sock in silent)
