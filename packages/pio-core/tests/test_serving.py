@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -318,17 +319,23 @@ def test_a_stopped_engine_fails_the_ping(make_engine, request_of):
 FORM = StructuredOutputs(regex="[ab]{5}c")
 
 
-def test_forms_are_compiled_beside_the_engine(inner, request_of, monkeypatch):
-    """While one compiles, others run to their end; the text has the form."""
-    release, threads = threading.Event(), []
+@pytest.fixture
+def stalled(monkeypatch):
+    """Forms compile only once ``stalled.release`` is set; ``stalled.threads`` are the names of those that compile."""
+    found = SimpleNamespace(release=threading.Event(), threads=[])
     compile_one = StructureCompiler._compile
 
     def slow(self, *key):
-        threads.append(threading.current_thread().name)
-        release.wait(5)
+        found.threads.append(threading.current_thread().name)
+        found.release.wait(5)
         return compile_one(self, *key)
 
     monkeypatch.setattr(StructureCompiler, "_compile", slow)
+    return found
+
+
+def test_forms_are_compiled_beside_the_engine(inner, request_of, stalled):
+    """While one compiles, others run to their end; the text has the form."""
 
     async def main():
         async with AsyncEngine(inner) as engine:
@@ -336,24 +343,16 @@ def test_forms_are_compiled_beside_the_engine(inner, request_of, monkeypatch):
             plain = await engine.submit(request_of("b", [1], max_tokens=20, ignore_eos=True))
             assert (await plain.result()).finished
             assert not formed.done()
-            release.set()
+            stalled.release.set()
             return await (await formed).result()
 
     output = run(main())
     assert all(len(choice.text) == 6 and choice.text[5] == "c" for choice in output.outputs)
-    assert [name.split("_")[0] for name in threads] == ["pio-forms"]
+    assert [name.split("_")[0] for name in stalled.threads] == ["pio-forms"]
 
 
-def test_forms_that_take_too_long_are_refused(inner, request_of, monkeypatch):
+def test_forms_that_take_too_long_are_refused(inner, request_of, stalled, monkeypatch):
     """The one that compiles is at fault; those that it held up may come again."""
-    release = threading.Event()
-    compile_one = StructureCompiler._compile
-
-    def slow(self, *key):
-        release.wait(5)
-        return compile_one(self, *key)
-
-    monkeypatch.setattr(StructureCompiler, "_compile", slow)
     monkeypatch.setattr(module, "COMPILE_S", 0.3)
 
     async def main():
@@ -361,7 +360,7 @@ def test_forms_that_take_too_long_are_refused(inner, request_of, monkeypatch):
             forms = [StructuredOutputs(choice=[text]) for text in ("a", "b", "c")]
             requests = [request_of(str(place), [1], structured_outputs=form) for place, form in enumerate(forms)]
             answers = await asyncio.gather(*map(engine.submit, requests), return_exceptions=True)
-            release.set()
+            stalled.release.set()
             again = await engine.submit(requests[2])
             return answers, (await again.result()).outputs[0].text, engine.snapshot()
 
@@ -374,16 +373,8 @@ def test_forms_that_take_too_long_are_refused(inner, request_of, monkeypatch):
     assert metrics.requests_finished.total == 1
 
 
-def test_leaving_while_a_form_compiles_leaves_nothing(inner, request_of, monkeypatch):
+def test_leaving_while_a_form_compiles_leaves_nothing(inner, request_of, stalled):
     """The request never comes to the engine."""
-    release = threading.Event()
-    compile_one = StructureCompiler._compile
-
-    def slow(self, *key):
-        release.wait(5)
-        return compile_one(self, *key)
-
-    monkeypatch.setattr(StructureCompiler, "_compile", slow)
 
     async def main():
         async with AsyncEngine(inner) as engine:
@@ -392,23 +383,15 @@ def test_leaving_while_a_form_compiles_leaves_nothing(inner, request_of, monkeyp
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            release.set()
+            stalled.release.set()
             assert not inner.has_work
             assert engine.snapshot().request_n.count == 0
 
     run(main())
 
 
-def test_closing_while_a_form_compiles(inner, request_of, monkeypatch):
+def test_closing_while_a_form_compiles(inner, request_of, stalled):
     """Whoever waits for it hears why, and so does whoever comes later."""
-    release = threading.Event()
-    compile_one = StructureCompiler._compile
-
-    def slow(self, *key):
-        release.wait(5)
-        return compile_one(self, *key)
-
-    monkeypatch.setattr(StructureCompiler, "_compile", slow)
 
     async def main():
         engine = AsyncEngine(inner)
@@ -417,7 +400,7 @@ def test_closing_while_a_form_compiles(inner, request_of, monkeypatch):
         tasks = [asyncio.create_task(engine.submit(request)) for request in requests]
         await asyncio.sleep(0.05)
         await engine.close()
-        release.set()
+        stalled.release.set()
         answers = await asyncio.gather(*tasks, return_exceptions=True)
         assert [str(answer) for answer in answers] == ["the engine is being closed"] * 3
         with pytest.raises(EngineError, match="being closed"):
