@@ -20,7 +20,7 @@ from inference_pio.testing._plain_decoding import judge
 from inference_pio.testing._run import hidden_whole, random_tokens
 
 if TYPE_CHECKING:
-    from inference_pio.core import Proposer
+    from inference_pio.core import Engine, Proposer
     from inference_pio.interfaces import RequestOutput
     from inference_pio.testing._load import LoadedModel
 
@@ -39,18 +39,8 @@ def check_prefix_hit(loaded: LoadedModel, *, tolerance: float = 1e-4, rounds: in
         ParityError: They do not, or no prefix was found, or no page was copied.
     """
     draw = random.Random(2)  # noqa: S311 - test data, not a secret
-    page_size, num_pages = _pages(loaded, _PAGE_SIZE, 128)
-    longest = min(max(24, 3 * page_size), loaded.shape.max_position // 2)
+    engine, longest = _sharing_engine(loaded, max_num_seqs=6)
     prefixes = [random_tokens(loaded, longest, seed=seed) for seed in range(2)]
-    engine = build_engine(
-        loaded,
-        num_pages=num_pages,
-        page_size=page_size,
-        max_model_len=2 * longest,
-        max_num_seqs=6,
-        max_step_tokens=_STEP_TOKENS,
-        prefix_caching=True,
-    )
     for number in range(rounds):
         requests = []
         for index in range(5):
@@ -148,18 +138,8 @@ def check_embed(loaded: LoadedModel, *, tolerance: float = 1e-4, rounds: int = 2
         ParityError: They do not, or no prefix was found.
     """
     draw = random.Random(5)  # noqa: S311 - test data, not a secret
-    page_size, num_pages = _pages(loaded, _PAGE_SIZE, 128)
-    longest = min(max(24, 3 * page_size), loaded.shape.max_position // 2)
+    engine, longest = _sharing_engine(loaded, max_num_seqs=4)
     shared = random_tokens(loaded, longest, seed=0)
-    engine = build_engine(
-        loaded,
-        num_pages=num_pages,
-        page_size=page_size,
-        max_model_len=2 * longest,
-        max_num_seqs=4,
-        max_step_tokens=_STEP_TOKENS,
-        prefix_caching=True,
-    )
     for number in range(rounds):
         requests = []
         for index in range(8):
@@ -189,6 +169,25 @@ def _judge_embedding(loaded: LoadedModel, params: PoolingParams, output: Request
     if params.normalize:
         expected /= expected.norm()
     compare(place, torch.from_numpy(output.embedding)[None], expected[None], tolerance=tolerance)
+
+
+def _sharing_engine(loaded: LoadedModel, *, max_num_seqs: int) -> tuple[Engine, int]:
+    """An engine that keeps prefixes in a cache too small for many, and the length of the longest to share.
+
+    A sequence may be twice as long.
+    """
+    page_size, num_pages = _pages(loaded, _PAGE_SIZE, 128)
+    longest = min(max(24, 3 * page_size), loaded.shape.max_position // 2)
+    engine = build_engine(
+        loaded,
+        num_pages=num_pages,
+        page_size=page_size,
+        max_model_len=2 * longest,
+        max_num_seqs=max_num_seqs,
+        max_step_tokens=_STEP_TOKENS,
+        prefix_caching=True,
+    )
+    return engine, longest
 
 
 def _pages(loaded: LoadedModel, page_size: int, num_tokens: int) -> tuple[int, int]:
