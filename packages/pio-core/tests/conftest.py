@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -180,6 +181,22 @@ def make_engine() -> Callable[..., Engine]:
         return Engine(executor, tokenizer, vocab_size=VOCAB, eos_token_ids=eos, **options)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture
+def slow_down() -> Callable[[Any], None]:
+    """Has a step of an executor take 10 ms at least: nothing long ends before what a test does meanwhile."""
+
+    def wrap(executor: Any) -> None:
+        step = executor.step
+
+        def slow(batch: StepBatch) -> object:
+            time.sleep(0.01)
+            return step(batch)
+
+        executor.step = slow
+
+    return wrap
 
 
 @pytest.fixture

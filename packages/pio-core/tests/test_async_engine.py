@@ -51,9 +51,10 @@ def test_a_request_that_is_refused_raises_where_it_was_submitted(make_engine, re
     run(main())
 
 
-def test_leaving_a_stream_cancels_its_request(make_engine, request_of):
+def test_leaving_a_stream_cancels_its_request(make_engine, request_of, slow_down):
     """The pages are free when the block has been left; also where the coroutine was cancelled."""
     inner = make_engine()
+    slow_down(inner.executor)
 
     async def main():
         async with AsyncEngine(inner) as engine:
@@ -96,9 +97,10 @@ def test_a_full_queue_makes_submitters_wait_or_fail(make_engine, request_of, exp
     run(main())
 
 
-def test_cancelling_while_waiting_for_a_place(make_engine, request_of):
+def test_cancelling_while_waiting_for_a_place(make_engine, request_of, slow_down):
     """The request is never run."""
     inner = make_engine(max_num_seqs=1, max_waiting=1)
+    slow_down(inner.executor)
 
     async def main():
         async with AsyncEngine(inner) as engine:

@@ -321,7 +321,7 @@ def test_wanted_rows_by_chunk():
     assert list(last.wanted(6, 4)) == [9]
 
 
-def test_the_asynchronous_engine_embeds_and_cancels(make_engine, embedding_of, pooled):
+def test_the_asynchronous_engine_embeds_and_cancels(make_engine, embedding_of, pooled, slow_down):
     """A result is awaited like a text; one that nobody awaits any more gives its pages back."""
 
     async def main():
@@ -332,6 +332,7 @@ def test_the_asynchronous_engine_embeds_and_cancels(make_engine, embedding_of, p
                 output = await stream.result()
                 np.testing.assert_allclose(output.embedding, pooled([n, 1, 2]), rtol=1e-5)
                 assert stream.stamps.last_token == stream.stamps.first_token
+            slow_down(engine.executor)
             long = await asynchronous.submit(embedding_of("long", [3] * 2300))
             task = asyncio.ensure_future(long.result())
             await asyncio.sleep(0.01)

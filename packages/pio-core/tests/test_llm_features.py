@@ -472,9 +472,10 @@ def test_requests_that_are_none_do_not_end_the_thread(llama):
     run(main())
 
 
-def test_cancelling_by_id_while_waiting_for_a_place(llama):
+def test_cancelling_by_id_while_waiting_for_a_place(llama, slow_down):
     """Whoever waits for the place hears of it."""
     llm = LLM(llama, max_num_seqs=1)
+    slow_down(llm._engine.executor)
 
     async def main():
         async with llm.start_async(max_waiting=1) as engine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_pio.core._speculation import SpeculationControl, StepCost, count_accepted
@@ -280,6 +280,7 @@ def test_counters_add_up():
     assert stats.accepted_per_pos == [2, 2, 0, 0]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0.0, 1.0), min_size=1, max_size=5),
     st.floats(0.0, 0.02),
