@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_pio.interfaces import InvalidRequestError
@@ -63,6 +63,7 @@ def test_pieces_come_as_soon_as_they_can():
 FRAGMENTS = st.sampled_from(["<think>", "</think>", "<", "\n", " ", "</", "think", "x"]) | st.text(max_size=2)
 
 
+@settings(deadline=None)
 @given(
     parts=st.lists(FRAGMENTS, max_size=8), cuts=st.lists(st.integers(0, 60)), prompt=st.sampled_from(["", OPEN_PROMPT])
 )

@@ -4,7 +4,7 @@ import json
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_pio.interfaces import InvalidRequestError
@@ -159,6 +159,7 @@ FRAGMENTS = [
 
 
 @pytest.mark.parametrize("name", ["hermes", "llama3-json"])
+@settings(deadline=None)
 @given(parts=st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=8), cuts=st.lists(st.integers(0, 200)))
 def test_any_chunking_gives_the_same(name, parts, cuts):
     """Pieces are those of the whole text, and complete calls have valid arguments."""
@@ -168,6 +169,7 @@ def test_any_chunking_gives_the_same(name, parts, cuts):
     assert chunked == parse(name, [text])
 
 
+@settings(deadline=None)
 @given(
     calls=st.lists(
         st.tuples(
@@ -202,6 +204,7 @@ def test_any_arguments_come_through(calls, ascii_only):
         assert [(function, json.loads(arguments)) for function, arguments in found] == calls
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from('{}[]":,\\ u0a1-.eE\ntrfalsn'), max_size=12).map(lambda text: '{"a":' + text + "}"))
 def test_the_scanner_agrees_with_json(text):
     """It accepts an object where ``json`` does (whose own extensions, NaN and infinities, cannot be spelled here)."""
