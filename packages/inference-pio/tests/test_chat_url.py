@@ -371,7 +371,7 @@ def test_nobody_there(pio):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    done = pio("chat", "--url", f"http://127.0.0.1:{port}", stdin=b"hi\n")
+        done = pio("chat", "--url", f"http://127.0.0.1:{port}", stdin=b"hi\n")  # no one else can have it meanwhile
     assert done.code == 1
     assert f"no server listens at http://127.0.0.1:{port}/v1 (start one, such as pio serve" in done.err
     done = pio("chat", "--url", "http://no-such-host.invalid", stdin=b"hi\n")
