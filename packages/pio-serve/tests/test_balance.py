@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_pio.serve._router.balance import Balance
@@ -149,6 +149,7 @@ def test_counts_what_was_matched():
     assert (balance.blocks, balance.matched_blocks, balance.loads[0].requests) == (6, 3, 2)
 
 
+@settings(deadline=None)
 @given(
     count=st.integers(1, 5),
     slack=st.integers(0, 6),
@@ -172,6 +173,7 @@ def test_load_stays_within_the_slack(count, slack, steps):
     assert sorted(running) == sorted(number for number, load in enumerate(balance.loads) for _ in range(load.open))
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 5), slack=st.integers(0, 6), prompts=st.lists(st.integers(0, 3), min_size=1, max_size=60))
 def test_loads_differ_by_the_slack_at_most(count, slack, prompts):
     """Of requests that stay open, no replica ever has more than the slack, and the one just given, above another."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -101,11 +103,9 @@ def test_slow_body_is_cut_off(served, body):
 
 
 def test_slow_body_without_a_key_is_not_waited_for(served):
-    """Nobody without a key has the server read a body."""
-    started = time.monotonic()
+    """Nobody without a key has the server read a body: else it would tell, after a second, that none came."""
     reply = exchange(served, post_head(more="Content-Length: 100\r\n\r\n").replace(KEY_LINE, ""))
     assert status_of(reply) == 401
-    assert time.monotonic() - started < 0.8
 
 
 def test_large_body_is_refused_unread(served):
@@ -299,7 +299,9 @@ def test_bad_requests_are_400_with_their_parameter(served, name):
     assert error["type"] == "invalid_request_error"
     assert error["code"] == code or code is None
     assert error["param"] == param or param is None
-    assert "/work" not in error["message"]
+    assert not [
+        path for path in (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1])) if path in error["message"]
+    ]
     assert "0x" not in error["message"]
     assert "Traceback" not in error["message"]
 

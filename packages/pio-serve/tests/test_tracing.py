@@ -194,7 +194,8 @@ def test_client_that_goes_away_has_a_span(traced):
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
         )
         deadline = time.monotonic() + 10
-        while not running.engine.scheduler.running and time.monotonic() < deadline:
+        while not any(request.tokens for request in running.server.state.requests):
+            assert time.monotonic() < deadline
             time.sleep(0.005)
     [span] = spans(1)
     assert span.attributes["error.type"] == "client_disconnected"
