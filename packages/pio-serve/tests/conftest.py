@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -121,9 +122,8 @@ def served(load_model):
     assert not running.thread.is_alive()
 
 
-@pytest.fixture
-def start_server(load_model):
-    """Starts servers with other settings; they end with the test."""
+def servers(load_model):
+    """Starts servers with other settings; they end with the test, or with the module."""
     started = []
 
     def begin(load=load_model, models=(), **settings):
@@ -136,6 +136,35 @@ def start_server(load_model):
         running.server.drain()
         running.thread.join(20)
         assert not running.thread.is_alive()
+
+
+start_server = pytest.fixture(servers)
+start_module_server = pytest.fixture(scope="module")(servers)
+
+
+@pytest.fixture(scope="session")
+def ask_app():
+    """Asks an application without a server: status, headers and body, in bytes, of a request with an empty object."""
+
+    def ask(app, path, headers=(), method="GET"):
+        sent = []
+        scope = {
+            "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"",
+            "root_path": "",
+            "headers": [(b"host", b"localhost"), (b"content-type", b"application/json"), *headers],
+        }  # fmt: skip
+        bodies = [{"type": "http.request", "body": b"{}", "more_body": False}]
+
+        async def receive():
+            return bodies.pop() if bodies else await asyncio.Event().wait()
+
+        async def send(message):
+            sent.append(message)
+
+        asyncio.run(app(scope, receive, send))
+        return sent[0]["status"], dict(sent[0]["headers"]), b"".join(part["body"] for part in sent[1:])
+
+    return ask
 
 
 class Process:

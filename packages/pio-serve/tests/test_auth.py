@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import re
 
@@ -31,26 +30,6 @@ OTHERS = [
 ]
 
 
-def ask(app, path, headers=(), method="GET"):
-    """Status of a request straight to the application, without a server."""
-    sent = []
-    scope = {
-        "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
-        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json"), *headers],
-    }  # fmt: skip
-
-    bodies = [{"type": "http.request", "body": b"{}", "more_body": False}]
-
-    async def receive():
-        return bodies.pop() if bodies else await asyncio.Event().wait()
-
-    async def send(message):
-        sent.append(message)
-
-    asyncio.run(app(scope, receive, send))
-    return sent[0]["status"]
-
-
 @pytest.fixture(scope="module")
 def app():
     return create_app(ServerState(ServeSettings(keys=KeyRing(KEYS))))
@@ -69,7 +48,7 @@ def test_one_path_is_open():
 
 @pytest.mark.parametrize("path", [*PATHS, *OTHERS])
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "OPTIONS", "HEAD"])
-def test_every_path_needs_a_key(app, path, method):
+def test_every_path_needs_a_key(ask_app, app, path, method):
     """Without a key, with a wrong one, and with a right one in the wrong scheme: 401, routed or not."""
     for headers in (
         [],
@@ -80,20 +59,20 @@ def test_every_path_needs_a_key(app, path, method):
         [(b"x-api-key", b"")],
         [(b"cookie", b"key=" + KEYS[0].encode())],
     ):
-        status = ask(app, path, headers, method)
+        status, _, _ = ask_app(app, path, headers, method)
         assert status != 401 if path in OPEN_PATHS else status == 401
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_any_key_of_the_ring_opens(app, key):
+def test_any_key_of_the_ring_opens(ask_app, app, key):
     """In either header; what lies behind is the application's business."""
     for headers in ([(b"authorization", b"bearer " + key.encode())], [(b"x-api-key", key.encode())]):
-        assert ask(app, "/version", headers) == 200
+        assert ask_app(app, "/version", headers)[0] == 200
 
 
-def test_no_key_is_asked_for_on_loopback():
+def test_no_key_is_asked_for_on_loopback(ask_app):
     """Where none is set."""
-    assert ask(create_app(ServerState(ServeSettings())), "/version") == 200
+    assert ask_app(create_app(ServerState(ServeSettings())), "/version")[0] == 200
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", "", "10.0.0.1"])  # noqa: S104 - refused

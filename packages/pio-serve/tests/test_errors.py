@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import socket
-import threading
 import time
 
 import anthropic
@@ -14,7 +13,7 @@ import msgspec
 import pytest
 
 from inference_pio.interfaces import InvalidRequestError
-from inference_pio.serve import Bounds, PioServer, ServeSettings
+from inference_pio.serve import Bounds
 from inference_pio.serve._anthropic.errors import MessageErrorBody
 from inference_pio.serve._errors import ApiError, ErrorBody, invalid, named_as
 
@@ -114,23 +113,16 @@ def test_good_replies_carry_the_id_where_the_client_looks(served):
 
 
 @pytest.fixture(scope="module")
-def draining(load_model):
-    """A server that has one request to finish before it ends."""
-    ready = threading.Event()
-    server = PioServer(ServeSettings(port=0, drain_s=60), "m", load_model, on_ready=lambda *_: ready.set())
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    assert ready.wait(60)
-    port = int(server.address.rpartition(":")[2])
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+def draining(start_module_server):
+    """The port of a server that has one request to finish before it ends."""
+    running = start_module_server(drain_s=60)
+    connection = http.client.HTTPConnection(running.host, running.port, timeout=60)
     body = {"prompt": "Once", "max_tokens": 2000, "ignore_eos": True, "stream": True}
     connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
     connection.getresponse().readline()
-    server.drain()
-    yield port
+    running.server.drain()
+    yield running.port
     connection.close()
-    thread.join(20)
-    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("path", GOOD)

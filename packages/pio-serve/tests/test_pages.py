@@ -7,13 +7,12 @@ import json
 import os
 import re
 import shutil
-import threading
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from inference_pio.serve import KeyRing, PioServer, ServeSettings
+from inference_pio.serve import KeyRing
 from inference_pio.serve._pages import _ASSETS
 
 PAGES = {"/": "chat.html", "/dashboard": "dashboard.html"}
@@ -61,17 +60,9 @@ def open_page(chromium):
 
 
 @pytest.fixture(scope="module")
-def unlocked(load_model):
+def unlocked(start_module_server):
     """A server without keys."""
-    ready = threading.Event()
-    server = PioServer(ServeSettings(port=0, drain_s=1), "model", load_model, on_ready=lambda *_: ready.set())
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    assert ready.wait(60)
-    yield server
-    server.drain()
-    thread.join(20)
-    assert not thread.is_alive()
+    return start_module_server(drain_s=1).server
 
 
 @pytest.mark.parametrize("path", [*PAGES, *(f"/static/{name}" for name in sorted(_ASSETS))])

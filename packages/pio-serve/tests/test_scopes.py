@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import re
@@ -28,24 +27,12 @@ def path_of(route):
     return re.sub(r"\{[^}]*\}", "name", route.path)
 
 
-def ask(app, path, key, method="GET"):
-    """Status and headers of a request straight to the application, without a server."""
-    sent = []
-    scope = {
-        "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
-        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json"),
-                    (b"authorization", b"Bearer " + key.encode())],
-    }  # fmt: skip
-    bodies = [{"type": "http.request", "body": b"{}", "more_body": False}]
-
-    async def receive():
-        return bodies.pop() if bodies else await asyncio.Event().wait()
-
-    async def send(message):
-        sent.append(message)
-
-    asyncio.run(app(scope, receive, send))
-    return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
+@pytest.fixture
+def ask(ask_app):
+    """Status, headers and body of a request with a key."""
+    return lambda app, path, key, method="GET": ask_app(
+        app, path, [(b"authorization", b"Bearer " + key.encode())], method
+    )
 
 
 def lines():
@@ -59,7 +46,7 @@ def app():
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
 @pytest.mark.parametrize("scope", ONE_OF_EACH)
-def test_key_of_one_scope_opens_its_routes_alone(app, route, scope):
+def test_key_of_one_scope_opens_its_routes_alone(ask, app, route, scope):
     """403 everywhere else, before a body is read, and with how to ask for more."""
     status, headers, body = ask(app, path_of(route), ONE_OF_EACH[scope], route.method)
     if route.scope in {scope, ANY}:
@@ -71,7 +58,7 @@ def test_key_of_one_scope_opens_its_routes_alone(app, route, scope):
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
-def test_key_without_scopes_opens_everything(app, route):
+def test_key_without_scopes_opens_everything(ask, app, route):
     """As a bare line of a key file always has."""
     assert ask(app, path_of(route), FULL, route.method)[0] not in {401, 403}
 
@@ -81,7 +68,7 @@ def test_every_route_says_what_it_needs():
     assert [route.path for route in ROUTES if route.scope not in SCOPES | {ANY}] == []
 
 
-def test_route_that_says_nothing_is_closed(app):
+def test_route_that_says_nothing_is_closed(ask, app):
     """A new one, and whatever is not routed: a key with a list of scopes does not have it."""
     silent = replace(ROUTES[-1], path="/new", scope=ALL)
     made = create_app(ServerState(ServeSettings(keys=KeyRing(lines()))), (*ROUTES, silent))
