@@ -157,7 +157,9 @@ def connect():
         def begin(running, context=None, sent=b""):
             sock = opened.enter_context(socket.create_connection((running.host, running.port), timeout=10))
             if context is not None:
-                sock = opened.enter_context(context.wrap_socket(sock, server_hostname="localhost"))
+                # An end without a goodbye is an error here, not the end of the data.
+                tls = context.wrap_socket(sock, server_hostname="localhost", suppress_ragged_eofs=False)
+                sock = opened.enter_context(tls)
             sock.sendall(sent)
             return sock
 
@@ -454,6 +456,54 @@ def test_slow_reader_over_https_is_cut_off(start_server, files, trusting):
             assert running.engine.scheduler.running
             running.wait_until_idle(40)
     assert running.model.llm.metrics.requests_finished.values.get("abort", 0) > 0
+
+
+@pytest.mark.usefixtures("either_loop")
+def test_long_reply_is_read_to_its_end(start_server, files, trusting, monkeypatch):
+    """A client that reads slowly has as long after the server has closed as it had before."""
+
+    async def app(_scope, _receive, send):
+        headers = [(b"content-length", b"%d" % len(reply)), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": reply})
+
+    reply = bytes(16 * 1024 * 1024)
+    monkeypatch.setattr("inference_pio.serve._lifecycle.create_app", lambda _: app)
+    running = start_server(tls_cert=files[0], tls_key=files[1], bounds=Bounds(header_s=0.5))
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+        sock.connect((running.host, running.port))
+        with trusting.wrap_socket(sock, server_hostname="localhost") as tls:
+            tls.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            time.sleep(1.5)
+            assert read_end(tls).endswith(b"\r\n\r\n" + reply)
+
+
+@pytest.mark.usefixtures("either_loop")
+def test_idle_clients_do_not_hold_up_the_end(start_server, files, trusting, connect, caplog):
+    """Nor those that never end their handshake: who keeps a connection for later does not look at the goodbye on it."""
+    running = start_server(tls_cert=files[0], tls_key=files[1], bounds=Bounds(header_s=30.0))
+    idle = connect(running, trusting)
+    assert ask(idle) == 200
+    never = [connect(running, trusting), connect(running, sent=b"\x16\x03\x01"), connect(running)]
+    time.sleep(1.1)
+    started = time.monotonic()
+    running.server.drain()
+    running.thread.join(20)
+    assert not running.thread.is_alive()
+    assert time.monotonic() - started < 4
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [read_end(sock) for sock in (idle, *never)] == [b""] * 4
+
+
+@pytest.mark.usefixtures("either_loop")
+def test_idle_connection_is_ended_without_the_clients_goodbye(start_server, files, trusting, connect):
+    """When its time between requests is over, though the client never looks; a client that does is told politely."""
+    running = start_server(tls_cert=files[0], tls_key=files[1], bounds=Bounds(idle_s=1.0))
+    polite, other = connect(running, trusting), connect(running, trusting)
+    assert ask(polite) == ask(other) == 200
+    wait_until(lambda: not running.server.server_state.connections, seconds=5)
+    assert polite.recv(1) == b""
 
 
 def test_replicas_over_https(start_process, files, trusting, connect):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 BEYOND = 64
 """Connections above the bound that are taken to be told that there are too many; more are closed without a word."""
+GOODBYE_S = 1.0
+"""For an idle client to say that it ends an encrypted connection too: who keeps one for later does not look at it."""
 _WRITE_BUFFER = 32 * 1024
 _NO_HTTP = ApiError(400, "this is no HTTP request", code="invalid_http")
 _TOO_LARGE = ApiError(431, "the headers are too large", code="too_large")
@@ -44,6 +47,8 @@ def bounded_protocol(bounds: Bounds) -> type[HttpToolsProtocol]:
             self._head_bytes = 0
             self._head_timer: asyncio.TimerHandle | None = None
             self._write_timer: asyncio.TimerHandle | None = None
+            self._goodbye_timer: asyncio.TimerHandle | None = None
+            self._answered = -math.inf
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
             super().connection_made(transport)
@@ -57,6 +62,8 @@ def bounded_protocol(bounds: Bounds) -> type[HttpToolsProtocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._head_has_come()
             self._reader_is_back()
+            if self._goodbye_timer is not None:
+                self._goodbye_timer.cancel()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -83,6 +90,15 @@ def bounded_protocol(bounds: Bounds) -> type[HttpToolsProtocol]:
         def on_response_complete(self) -> None:
             super().on_response_complete()
             self._head_bytes = 0
+            self._answered = self.loop.time()
+
+        def shutdown(self) -> None:
+            super().shutdown()
+            self._bound_goodbye()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self._bound_goodbye()
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -103,6 +119,12 @@ def bounded_protocol(bounds: Bounds) -> type[HttpToolsProtocol]:
                 )
                 self.transport.write(head.encode() + body)
             self.transport.close()  # within another reply, words of this one would be part of that
+
+        def _bound_goodbye(self) -> None:
+            """Wait no longer for the client, unless it may still be reading the last reply."""
+            is_idle = self.transport.is_closing() and self.loop.time() - self._answered >= GOODBYE_S
+            if self.scheme == "https" and is_idle and self._goodbye_timer is None:
+                self._goodbye_timer = self.loop.call_later(GOODBYE_S, self.transport.abort)
 
         def _await_head(self) -> None:
             if self._head_timer is None:

@@ -90,7 +90,7 @@ class TlsListener:
                 sock,
                 ssl=self._context,
                 ssl_handshake_timeout=self._bounds.header_s,
-                ssl_shutdown_timeout=self._bounds.header_s,
+                ssl_shutdown_timeout=self._bounds.write_s,
             )
         except OSError as error:  # the client speaks no TLS, trusts another certificate, is gone or too slow
             LOG.debug("a handshake failed: %s", error)
