@@ -53,20 +53,9 @@ class Running:
     def engine(self):
         return self.model.llm._engine
 
-    def ask(self, method, path, body=None, *, headers=None, key=KEY, timeout=60):
-        """Status, headers, and the body as JSON where it is some."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
-        sent = {} if key is None else {"authorization": f"Bearer {key}"}
-        if body is not None:
-            sent["content-type"] = "application/json"
-            body = body if isinstance(body, bytes | str) else json.dumps(body)
-        connection.request(method, path, body, {**sent, **(headers or {})})
-        reply = connection.getresponse()
-        raw = reply.read()
-        connection.close()
-        got = {name.lower(): value for name, value in reply.getheaders()}
-        as_json = got.get("content-type", "").startswith("application/json")
-        return reply.status, got, json.loads(raw) if as_json else raw
+    def ask(self, method, path, body=None, **more):
+        """As the fixture ``ask_at``, at its port."""
+        return ask(self.port, method, path, body, **more)
 
     def post(self, path, body, **more):
         return self.ask("POST", path, body, **more)
@@ -87,6 +76,22 @@ class Running:
                 return
             time.sleep(0.02)
         raise AssertionError(f"{len(self.engine.scheduler.running)} still run, cache at {self.engine.cache.usage}")
+
+
+def ask(port, method, path, body=None, *, headers=None, key=KEY, timeout=60):
+    """Status, headers, and the body as JSON where it is some."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    sent = {} if key is None else {"authorization": f"Bearer {key}"}
+    if body is not None:
+        sent["content-type"] = "application/json"
+        body = body if isinstance(body, bytes | str) else json.dumps(body)
+    connection.request(method, path, body, {**sent, **(headers or {})})
+    reply = connection.getresponse()
+    raw = reply.read()
+    connection.close()
+    got = {name.lower(): value for name, value in reply.getheaders()}
+    as_json = got.get("content-type", "").startswith("application/json")
+    return reply.status, got, json.loads(raw) if as_json else raw
 
 
 def start(settings, load, models=()):
@@ -143,10 +148,16 @@ start_module_server = pytest.fixture(scope="module")(servers)
 
 
 @pytest.fixture(scope="session")
+def ask_at():
+    """Asks whoever listens at a port of this machine: status, headers, and the body as JSON where it is some."""
+    return ask
+
+
+@pytest.fixture(scope="session")
 def ask_app():
     """Asks an application without a server: status, headers and body, in bytes, of a request with an empty object."""
 
-    def ask(app, path, headers=(), method="GET"):
+    def ask_directly(app, path, headers=(), method="GET"):
         sent = []
         scope = {
             "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"",
@@ -164,7 +175,7 @@ def ask_app():
         asyncio.run(app(scope, receive, send))
         return sent[0]["status"], dict(sent[0]["headers"]), b"".join(part["body"] for part in sent[1:])
 
-    return ask
+    return ask_directly
 
 
 class Process:
@@ -188,27 +199,25 @@ class Process:
                 return line
         raise AssertionError(f"{text!r} never came: {self.lines}")
 
-    def open(self, method, path, body=None):
-        """A response that nobody has read yet."""
-        port = int(re.search(r"http://127\.0\.0\.1:(\d+)", "".join(self.lines))[1])
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json", "connection": "close"}
-        connection.request(method, path, None if body is None else json.dumps(body), headers)
-        return connection.getresponse()
+    @property
+    def port(self):
+        return int(re.search(r"http://127\.0\.0\.1:(\d+)", "".join(self.lines))[1])
 
     def ask(self, method, path, body=None):
-        """Status and body."""
-        with self.open(method, path, body) as reply:
-            return reply.status, reply.read()
+        """As the fixture ``ask_at``, at its port and with its key."""
+        return ask(self.port, method, path, body, key=self.key)
 
     def chat(self, max_tokens):
         """Status of a chat completion of so many tokens, and what came."""
-        status, reply = self.ask("POST", CHAT, self.chat_body(max_tokens))
-        return status, json.loads(reply)
+        status, _, reply = self.ask("POST", CHAT, self.chat_body(max_tokens))
+        return status, reply
 
     def chat_stream(self, max_tokens):
-        """The same as a stream, not read yet."""
-        return self.open("POST", CHAT, {**self.chat_body(max_tokens), "stream": True})
+        """The response to the same as a stream, not read yet."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json", "connection": "close"}
+        connection.request("POST", CHAT, json.dumps({**self.chat_body(max_tokens), "stream": True}), headers)
+        return connection.getresponse()
 
     def chat_body(self, max_tokens):
         return {"messages": [{"role": "user", "content": "Count."}], "max_tokens": max_tokens, "ignore_eos": True}

@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import openai
 import psutil
@@ -27,6 +28,9 @@ from inference_pio.serve._routes import ROUTES
 from inference_pio.serve._scrape import MetricsSource, parse_metrics
 from inference_pio.serve._top import Readings
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 KEY = "key-of-the-router"
 CHAT = "/v1/chat/completions"
 STORY = "Once upon a time there was a fox who lived in a wood and read books. "
@@ -38,6 +42,7 @@ class Routed:
 
     server: RouterServer
     thread: threading.Thread
+    ask_at: Callable
 
     @property
     def router(self):
@@ -50,23 +55,14 @@ class Routed:
     def pids(self):
         return [replica.process.pid for replica in self.router.replicas.all]
 
-    def ask(self, method, path, body=None, *, headers=None, key=KEY):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        sent = {} if key is None else {"authorization": f"Bearer {key}"}
-        if body is not None:
-            sent["content-type"] = "application/json"
-            body = body if isinstance(body, bytes | str) else json.dumps(body)
-        connection.request(method, path, body, {**sent, **(headers or {})})
-        reply = connection.getresponse()
-        raw = reply.read()
-        connection.close()
-        return reply.status, {name.lower(): value for name, value in reply.getheaders()}, raw
+    def ask(self, method, path, body=None, **more):
+        return self.ask_at(self.port, method, path, body, **{"key": KEY, **more})
 
     def chat(self, text, **more):
         body = {"messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 4, **more}
-        status, _, raw = self.ask("POST", CHAT, body)
-        assert status == 200, raw
-        return json.loads(raw)
+        status, _, reply = self.ask("POST", CHAT, body)
+        assert status == 200, reply
+        return reply
 
     def scrape(self):
         return parse_metrics(self.ask("GET", "/metrics")[2].decode())
@@ -99,15 +95,15 @@ class Routed:
 
 
 @pytest.fixture(scope="module")
-def routed():
+def routed(ask_at):
     with pytest.MonkeyPatch.context() as patch:
         # As always, only sooner.
         patch.setattr(processes, "WATCH_S", 0.2)
         patch.setattr(processes, "BACK_OFF_S", (0.1, 0.2))
-        yield from run_router()
+        yield from run_router(ask_at)
 
 
-def run_router():
+def run_router(ask_at):
     arguments = ["--max-model-len", "2048", "--max-num-seqs", "8", "--replicas", "2"]
     options = {**command.make_context("serve", arguments).params}
     options.pop("models")
@@ -124,7 +120,7 @@ def run_router():
     thread.start()
     assert ready.wait(60)
     assert server.failure is None
-    yield Routed(server, thread)
+    yield Routed(server, thread, ask_at)
     pids = [replica.process.pid for replica in server.router.replicas.all]
     server.drain()
     thread.join(20)
@@ -290,11 +286,11 @@ def test_a_replica_that_is_killed(routed):
     assert error["error"]["code"] == "replica_failed"
     assert routed.chat("Hello.")["choices"]
     routed.wait_until(lambda: not routed.router.replicas.all[place].takes_requests)
-    status, _, raw = routed.ask("GET", "/health")
-    assert (status, json.loads(raw)) == (200, {"status": "ok", "replicas": 2, "ready": 1})
+    status, _, health = routed.ask("GET", "/health")
+    assert (status, health) == (200, {"status": "ok", "replicas": 2, "ready": 1})
     assert routed.chat("Hello.")["choices"]
     routed.wait_until(lambda: len(routed.router.replicas.ready) == 2)
-    assert json.loads(routed.ask("GET", "/health")[2])["ready"] == 2
+    assert routed.ask("GET", "/health")[2]["ready"] == 2
     assert routed.router.replicas.all[place].lives == lives + 1
     assert routed.value("pio:router_restarts_total", place) == lives
 
