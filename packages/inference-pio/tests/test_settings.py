@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import inspect
 import json
 import platform
 
@@ -37,8 +38,10 @@ def test_config_show_without_origin_and_as_json(pio):
 def test_the_engine_gets_its_settings(monkeypatch):
     """From ``--set`` and from the environment, typed; what nobody said is the default, and one seat."""
     from inference_pio.cli._settings import engine_arguments, resolve
+    from inference_pio.core import LLM
 
     silent = engine_arguments(resolve({}))
+    assert silent.keys() <= inspect.signature(LLM).parameters.keys()
     assert silent["max_num_seqs"] == 1
     assert silent["max_num_batched_tokens"] is None
     assert (silent["speculative"], silent["deterministic"], silent["enable_prefix_caching"]) == (None, False, None)

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from inference_pio.config import Settings, cache_dir, load_settings
+from inference_pio.config import Settings, load_settings, model_arguments
 from inference_pio.interfaces import ConfigError, SamplingParams
 
 if TYPE_CHECKING:
@@ -98,28 +98,7 @@ def engine_arguments(run: RunSettings) -> dict[str, Any]:
     settings = run.settings
     # A command line has one conversation, so a cache for more is made only if somebody asked for it.
     sequences = 1 if run.resolved.origin("max_num_seqs") == "default" else settings.max_num_seqs
-    return {
-        "model": settings.model,
-        "executor": settings.executor,
-        "dtype": settings.dtype,
-        "device": settings.device,
-        "threads": settings.threads,
-        "max_model_len": settings.max_model_len,
-        "max_num_seqs": sequences,
-        "max_num_batched_tokens": settings.max_num_batched_tokens,
-        "attention": settings.attention,
-        "kv_cache": settings.kv_cache,
-        "kv_cache_dtype": settings.kv_cache_dtype,
-        "enable_prefix_caching": settings.enable_prefix_caching,
-        # Text is taken as it stands, so this word is how a flag takes back what a file says.
-        "speculative": None if settings.speculative == "none" else settings.speculative,
-        "num_speculative_tokens": settings.num_speculative_tokens,
-        "deterministic": settings.deterministic,
-        "cache_dir": cache_dir(settings),
-        "packed_cache_bytes": settings.packed_cache_bytes,
-        "ignore_unknown_keys": settings.ignore_unknown_keys,
-        "hub_endpoint": settings.hub_endpoint,
-    }
+    return {**model_arguments(settings), "max_num_seqs": sequences}
 
 
 def sampling_params(settings: Settings, extra: Mapping[str, object], recommended: SamplingParams) -> SamplingParams:

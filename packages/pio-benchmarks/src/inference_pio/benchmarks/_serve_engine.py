@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from inference_pio.benchmarks._serve_prompts import as_messages
-from inference_pio.config import cache_dir, load_settings
+from inference_pio.config import load_settings, model_arguments
 from inference_pio.interfaces import SamplingParams
 
 if TYPE_CHECKING:
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from inference_pio.benchmarks._serve_prompts import Prompt
     from inference_pio.benchmarks._serve_timeline import Timeline
     from inference_pio.core import LLM
-
-_SAME_NAME = (
-    "executor", "dtype", "device", "threads", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "attention",
-    "kv_cache", "kv_cache_dtype", "enable_prefix_caching", "num_speculative_tokens", "deterministic",
-    "packed_cache_bytes", "ignore_unknown_keys", "hub_endpoint",
-)  # fmt: skip
 
 
 def load_model(model: str | None, progress: Callable[[int, int], None] | None = None) -> LLM:
@@ -38,16 +32,10 @@ def load_model(model: str | None, progress: Callable[[int, int], None] | None = 
     """
     from inference_pio.core import LLM
 
-    settings = load_settings().settings
-    options: dict[str, Any] = {name: getattr(settings, name) for name in _SAME_NAME}
-    return LLM(
-        settings.model if model is None else model,
-        **options,
-        speculative=None if settings.speculative == "none" else settings.speculative,
-        cache_dir=cache_dir(settings),
-        progress=progress,
-        download_progress=progress,
-    )
+    arguments = model_arguments(load_settings().settings)
+    if model is not None:
+        arguments["model"] = model
+    return LLM(**arguments, progress=progress, download_progress=progress)
 
 
 class EngineTarget:

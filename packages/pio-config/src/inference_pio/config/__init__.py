@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from inference_pio.config._build import build_config, token_ids
 from inference_pio.config._files import read_json
 from inference_pio.config._gguf import gguf_to_hf
+from inference_pio.config._model_arguments import model_arguments
 from inference_pio.config._model_files import read_generation_config, read_model_config
 from inference_pio.config._paths import cache_dir
 from inference_pio.config._resolve import ResolvedSettings, SettingRow, load_settings
@@ -27,6 +28,7 @@ __all__ = [
     "cache_dir",
     "gguf_to_hf",
     "load_settings",
+    "model_arguments",
     "parse_rope",
     "read_generation_config",
     "read_json",

@@ -97,32 +97,10 @@ def loader(settings: Settings, *, kv_cache_bytes: int | None = None) -> Callable
     """What loads the model that the settings name."""
 
     def load() -> LLM:
-        from inference_pio.config import cache_dir
+        from inference_pio.config import model_arguments
         from inference_pio.core import LLM
 
-        return LLM(
-            settings.model,
-            executor=settings.executor,
-            dtype=settings.dtype,
-            device=settings.device,
-            threads=settings.threads,
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            max_num_batched_tokens=settings.max_num_batched_tokens,
-            attention=settings.attention,
-            kv_cache=settings.kv_cache,
-            kv_cache_dtype=settings.kv_cache_dtype,
-            kv_cache_bytes=kv_cache_bytes,
-            enable_prefix_caching=settings.enable_prefix_caching,
-            speculative=None if settings.speculative == "none" else settings.speculative,
-            num_speculative_tokens=settings.num_speculative_tokens,
-            deterministic=settings.deterministic,
-            seed=settings.seed,
-            cache_dir=cache_dir(settings),
-            packed_cache_bytes=settings.packed_cache_bytes,
-            ignore_unknown_keys=settings.ignore_unknown_keys,
-            hub_endpoint=settings.hub_endpoint,
-        )
+        return LLM(**model_arguments(settings), kv_cache_bytes=kv_cache_bytes, seed=settings.seed)
 
     return load
 
