@@ -492,6 +492,23 @@ def test_runs_of_white_space_are_bounded(compiler):
     assert structure.valid_prefix([bracket] + [space] * 200) == 65
 
 
+def test_a_text_that_used_up_its_bounds_is_no_other_texts_business(compiler):
+    """The next text of the form has all of them again, whoever asks for it."""
+    structured = StructuredOutputs(regex="(a{1,900}){1,900}")
+
+    def write(count):
+        structure = compiler.compile(structured)
+        [token_id] = spell(structure, "a")
+        for _ in range(count):
+            assert token_id in allowed(structure)
+            structure.advance(token_id)
+
+    write(20)
+    with pytest.raises(StructureError, match="cannot go on: lexer error: too many"):
+        write(2000)
+    write(20)
+
+
 def test_forms_are_compiled_once_and_the_oldest_is_forgotten(tokenizer, monkeypatch):
     """Equal forms share the work, not the state; at most 128 are kept."""
     compiler = StructureCompiler(tokenizer, tokenizer.vocab_size, tokenizer.end_token_ids)

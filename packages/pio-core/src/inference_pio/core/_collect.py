@@ -299,6 +299,8 @@ def _sibling(parent: Sequence, index: int, cache: CacheManager) -> Sequence:
 
 def _no_token(sequence: Sequence) -> EngineError:
     if sequence.structure is not None:
+        if sequence.structure.error is not None:
+            return sequence.structure.failure()
         return StructureError(
             "no token of the vocabulary continues the text in the form that was asked for, or the logits "
             "are no numbers",

@@ -69,6 +69,10 @@ class Structure:
         message = one_line(self.matcher.get_error())
         return "no token can follow" if message.startswith("NoExtension") else message
 
+    def failure(self) -> StructureError:
+        """What whoever asked for the form is told once there is an :attr:`error`."""
+        return StructureError(f"the structured output cannot go on: {self.error}", hint="simplify the form")
+
     def fill_mask(self, out: NDArray[np.int32]) -> None:
         """Write which tokens may come next.
 
@@ -84,7 +88,7 @@ class Structure:
             return
         self.matcher.unsafe_compute_mask_ptr(out.ctypes.data, out.nbytes)
         if self.matcher.is_error():
-            raise StructureError(f"the structured output cannot go on: {self.error}", hint="simplify the form")
+            raise self.failure()
         out &= self.vocabulary.selectable
 
     def advance(self, token_id: int) -> None:
@@ -174,7 +178,8 @@ class StructureCompiler:
     def compile(self, structured: StructuredOutputs) -> Structure:
         """The structure of a text that is to have this form, at its beginning.
 
-        The first call reads the vocabulary; the last 128 forms are kept.
+        The first call reads the vocabulary; the last 128 forms are kept, each until a text has used up its bounds,
+        which all copies share.
 
         Raises:
             InvalidRequestError: The form is malformed, beyond the bounds, or no text has it.
@@ -183,9 +188,11 @@ class StructureCompiler:
         key = form_name(structured), grammar_source(structured)
         with self._lock:
             known = self._compiled.get(key)
-        made = self._compile(*key) if known is None else known
+            copy = None if known is None else known.fork()
+        if known is None or copy is None or not _can_begin(copy):
+            known = self._compile(*key)
         with self._lock:
-            known = self._compiled.setdefault(key, made)
+            self._compiled[key] = known
             self._compiled.move_to_end(key)
             while len(self._compiled) > CACHED_STRUCTURES:
                 self._compiled.popitem(last=False)
@@ -211,6 +218,15 @@ class StructureCompiler:
         for _ in range(2):  # what one copy has used up of the bounds shows in the next
             _check_beginning(structure.fork(), form)
         return structure
+
+
+def _can_begin(structure: Structure) -> bool:
+    """Whether the first token can be asked for."""
+    try:
+        structure.fill_mask(np.empty(structure.vocabulary.num_words, dtype=np.int32))
+    except StructureError:
+        return False
+    return True
 
 
 def _check_beginning(structure: Structure, form: str) -> None:
