@@ -38,6 +38,16 @@ _ERRORS = {
     "500": "The server failed on this request.",
     "503": "The model is loading, or the server is stopping: try again after Retry-After.",
 }
+_TEXT = {"type": "string"}
+_SECONDS = {"type": "integer", "minimum": 1}
+_HEADERS: dict[str, dict[str, Any]] = {
+    "401": {"www-authenticate": _TEXT},
+    "405": {"allow": _TEXT},
+    "429": {"retry-after": _SECONDS},
+    "503": {"retry-after": _SECONDS},
+}
+_UNREAD = frozenset({"400", "431"})
+"""Also told of what never became a request, and so has no id."""
 
 
 async def show_openapi(_call: Call) -> Response:
@@ -75,25 +85,23 @@ def openapi_document(routes: tuple[ApiRoute, ...]) -> dict[str, Any]:
 
 
 def _operation(route: ApiRoute, by_type: dict[type[msgspec.Struct], dict[str, Any]]) -> dict[str, Any]:
-    answers: dict[str, Any] = {}
+    answers: dict[str, Any] = {kind: {} for kind in route.media}
     if route.reply is not None:
         answers["application/json"] = {"schema": by_type[route.reply]}
     if route.streams:
         answers["text/event-stream"] = {}  # no schema of OpenAPI 3.1 says what events are
-    content = {"content": answers} if answers else {}
-    error = by_type[MessageErrorBody if speaks_messages({"path": route.path}) else ErrorBody]
+    of_messages = speaks_messages({"path": route.path})
+    error = {"application/json": {"schema": by_type[MessageErrorBody if of_messages else ErrorBody]}}
+    ids = ["x-request-id", *(["request-id"] if of_messages else [])]
     operation: dict[str, Any] = {
         "operationId": _operation_id(route),
         "summary": route.summary,
         "responses": {
-            "200": {"description": "As asked.", **content},
-            **{
-                status: {
-                    "description": text,
-                    "content": {"application/json": {"schema": error}},
-                }
-                for status, text in _ERRORS.items()
-            },
+            status: {"description": text, "headers": _headers(status, ids), "content": content}
+            for status, text, content in (
+                ("200", "As asked.", answers),
+                *((status, text, error) for status, text in _ERRORS.items()),
+            )
         },
     }
     if route.request is not None:
@@ -107,6 +115,12 @@ def _operation(route: ApiRoute, by_type: dict[type[msgspec.Struct], dict[str, An
     if route.path in OPEN_PATHS:
         operation["security"] = []
     return operation
+
+
+def _headers(status: str, ids: list[str]) -> dict[str, Any]:
+    """Those that replies of this status have, with those that name the request."""
+    named = {name: {"required": status not in _UNREAD, "schema": _TEXT} for name in ids}
+    return named | {name: {"required": True, "schema": schema} for name, schema in _HEADERS.get(status, {}).items()}
 
 
 def _operation_id(route: ApiRoute) -> str:

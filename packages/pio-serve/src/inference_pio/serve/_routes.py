@@ -42,7 +42,8 @@ class ApiRoute:
         path: Its path, with parameters as Starlette writes them.
         handler: Makes the reply.
         summary: What it does, for the OpenAPI document.
-        reply: Type of the reply.
+        reply: Type of the reply; None where it is no JSON of a type.
+        media: Types of such replies, as ``Content-Type`` names them.
         request: Type of the request's body; None where there is none.
         costs: Whether it counts against its key and holds up the end of the server.
         streams: Whether ``stream: true`` brings events instead.
@@ -55,6 +56,7 @@ class ApiRoute:
     handler: Callable[[Call], Coroutine[Any, Any, ASGIApp]]
     summary: str
     reply: type[msgspec.Struct] | None
+    media: tuple[str, ...] = ()
     request: type[msgspec.Struct] | None = None
     costs: bool = False
     streams: bool = False
@@ -172,13 +174,44 @@ ROUTES: tuple[ApiRoute, ...] = (
         handler=metrics,
         summary="Metrics, as Prometheus reads them.",
         reply=None,
+        media=("text/plain",),
         scope="metrics",
     ),
-    ApiRoute(method="GET", path="/openapi.json", handler=show_openapi, summary="This document.", reply=None, scope=ANY),
-    ApiRoute(method="GET", path="/version", handler=show_version, summary="What serves.", reply=Version, scope=ANY),
-    ApiRoute(method="GET", path="/", handler=chat_page, summary="The page to chat with.", reply=None, scope=ANY),
     ApiRoute(
-        method="GET", path="/dashboard", handler=dashboard_page, summary="Draws the metrics.", reply=None, scope=ANY
+        method="GET",
+        path="/openapi.json",
+        handler=show_openapi,
+        summary="This document.",
+        reply=None,
+        media=("application/json",),
+        scope=ANY,
     ),
-    ApiRoute(method="GET", path="/static/{name}", handler=asset, summary="Files of the pages.", reply=None, scope=ANY),
+    ApiRoute(method="GET", path="/version", handler=show_version, summary="What serves.", reply=Version, scope=ANY),
+    ApiRoute(
+        method="GET",
+        path="/",
+        handler=chat_page,
+        summary="The page to chat with.",
+        reply=None,
+        media=("text/html",),
+        scope=ANY,
+    ),
+    ApiRoute(
+        method="GET",
+        path="/dashboard",
+        handler=dashboard_page,
+        summary="Draws the metrics.",
+        reply=None,
+        media=("text/html",),
+        scope=ANY,
+    ),
+    ApiRoute(
+        method="GET",
+        path="/static/{name}",
+        handler=asset,
+        summary="Files of the pages.",
+        reply=None,
+        media=("text/javascript", "text/css", "image/svg+xml"),
+        scope=ANY,
+    ),
 )

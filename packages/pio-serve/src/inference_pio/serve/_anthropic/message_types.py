@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from inference_pio.serve._openai.bounded import AtLeastOne, Seed, StopStrings, Temperature, TopK, TopP
 from inference_pio.serve._openai.chat_types import FunctionName
 
 
@@ -164,12 +165,12 @@ class MessageRequest(CountRequest, kw_only=True, forbid_unknown_fields=True):
         service_tier: Accepted without effect.
     """
 
-    max_tokens: int
-    stop_sequences: list[str] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
+    max_tokens: AtLeastOne
+    stop_sequences: StopStrings | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    seed: Seed | None = None
     stream: bool | None = None
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from inference_pio.serve._openai.bounded import AtLeastOne, TopLogprobs, told
 from inference_pio.serve._openai.sampling_fields import SamplingFields
 from inference_pio.serve._openai.usage import Usage
 
@@ -137,10 +138,10 @@ class ChatRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
         modalities: ``["text"]``.
     """
 
-    messages: list[ChatMessage]
-    max_completion_tokens: int | None = None
+    messages: Annotated[list[ChatMessage], told(minItems=1)]
+    max_completion_tokens: AtLeastOne | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: TopLogprobs | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None

@@ -3,6 +3,7 @@
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from inference_pio.serve._openai.bounded import TopLogprobs
 from inference_pio.serve._openai.sampling_fields import SamplingFields
 from inference_pio.serve._openai.usage import Usage
 
@@ -21,7 +22,7 @@ class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
 
     prompt: str | list[str | int | list[int]]
     echo: bool | None = None
-    logprobs: int | None = None
+    logprobs: TopLogprobs | None = None
     best_of: int | None = None
     suffix: str | None = None
     add_special_tokens: bool | None = None

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from inference_pio.serve._openai.bounded import AtLeastOne, MinP, Seed, Temperature, TopK, TopLogprobs, TopP
 from inference_pio.serve._openai.chat_types import FunctionName, PositionLogprob
 
 
@@ -173,17 +174,17 @@ class ResponseRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     model: str | None = None
     input: str | list[InputItem]
     instructions: str | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: AtLeastOne | None = None
     tools: list[ResponseTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    top_logprobs: int | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    seed: Seed | None = None
+    top_logprobs: TopLogprobs | None = None
     include: list[str] | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None

@@ -4,6 +4,23 @@ from typing import Any, Literal
 
 import msgspec
 
+from inference_pio.serve._openai.bounded import (
+    AtLeastOne,
+    BadWords,
+    Bias,
+    Choices,
+    MinP,
+    NotNegative,
+    Penalty,
+    RepetitionPenalty,
+    Seed,
+    StopStrings,
+    Temperature,
+    Text,
+    TopK,
+    TopP,
+)
+
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     """How to stream.
@@ -28,9 +45,9 @@ class FormRequest(msgspec.Struct, forbid_unknown_fields=True):
     """
 
     json: dict[str, Any] | str | None = None
-    regex: str | None = None
-    choice: list[str] | None = None
-    grammar: str | None = None
+    regex: Text | None = None
+    choice: Choices | None = None
+    grammar: Text | None = None
 
 
 class TextFormat(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
@@ -105,22 +122,22 @@ class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """
 
     model: str | None = None
-    n: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    seed: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    bad_words: list[str] | None = None
+    n: AtLeastOne | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    typical_p: TopP | None = None
+    max_tokens: NotNegative | None = None
+    min_tokens: NotNegative | None = None
+    stop: Text | StopStrings | None = None
+    stop_token_ids: list[NotNegative] | None = None
+    seed: Seed | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    logit_bias: dict[str, Bias] | None = None
+    bad_words: BadWords | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
