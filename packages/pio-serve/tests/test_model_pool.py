@@ -161,6 +161,26 @@ def test_least_recently_used_gives_way():
     run(test, a, b, c, d, budget=30)
 
 
+def test_model_that_is_loaded_again_keeps_its_name():
+    """Also while it loads, where only a loaded model says what it is called."""
+    source = Source("a")
+
+    async def test(pool):
+        await pool.load("label", source.load)
+        assert await pool.unload("a")
+        source.go_on.clear()
+        loading = asyncio.ensure_future(use(pool, "a"))
+        while pool.find(None).moving is None:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
+        assert [(model.name, model.state) for model in pool.named()] == [("a", ModelState.LOADING)]
+        source.go_on.set()
+        await loading
+        assert pool.find("a").loads == 2
+
+    run(test)
+
+
 def test_leased_model_is_never_unloaded():
     """Not for another, not when told to, not by time; whoever asked for the other is told the figures and to wait."""
     a, b, clock = Source("a", 20), Source("b", 20), Clock()

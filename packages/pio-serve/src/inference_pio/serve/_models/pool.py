@@ -268,7 +268,7 @@ class ModelPool:
                         raise refusal.error()
         except TimeoutError:
             raise unavailable(
-                f"{model.label} is still loading after {timeout_s:g} s", "model_loading", retry_after_s=5
+                f"{model.label} is still loading after {round(timeout_s, 2):g} s", "model_loading", retry_after_s=5
             ) from None
         return model.served
 
@@ -386,7 +386,8 @@ class ModelPool:
             planned = await in_thread(lambda: model.spec.plan(self.budget))
         except DoesNotFitError as error:
             raise _RefusedError(Refusal(error.message, "does_not_fit", None)) from error
-        name = model.spec.served_as or planned.name
+        # Where nothing is known of a model but how to load it, its name is what it said the last time.
+        name = model.spec.served_as or planned.name or model.name
         if any(other.name == name for other in self._models if other is not model):
             raise ConfigError(f"two models are called {name!r}", hint="name one of them otherwise: NAME=MODEL")
         model.name = name
