@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from inference_pio.interfaces import ConfigError
 from inference_pio.serve import Bounds, PioServer, ServeSettings, serve
 from inference_pio.serve import _bind as binding
 from inference_pio.serve._bind import bind
+from inference_pio.serve._open_files import allow_open_files
 from inference_pio.serve._router.server import RouterServer
 
 TAKEN = r"port \d+ of 127.0.0.1 is taken by another program \(give another one with --port; 0 takes one that is free\)"
@@ -155,3 +157,56 @@ def test_connections_far_above_the_bound_are_closed_at_once(start_server):
     assert read_end(socks[65]).startswith(b"HTTP/1.1 503")
     for sock in socks:
         sock.close()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_survives_being_out_of_files(loop):
+    """Connections wait until there are files again, and the log says so once a second, not once each."""
+    pytest.importorskip(loop, reason="an event loop that is not installed everywhere")
+    pytest.importorskip("resource", reason="limits of POSIX")
+    code = (
+        f"import resource, sys, uvicorn, {loop}\n"
+        f"uvicorn.Config.get_loop_factory = lambda _: {loop}.new_event_loop\n"
+        "from inference_pio.serve._command import serve\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96))\n"
+        "serve(['--port', '0', '--preload', 'none', '--drain-timeout', '0'])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            first = "".join(process.stderr.readline() for _ in range(3))
+            assert "is loaded when it is asked for" in first  # files that it begins with are read
+            port = int(re.search(r"few for 1024 connections.*at http://127\.0\.0\.1:(\d+)", first, re.DOTALL)[1])
+            socks = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(120)]
+            lines = [process.stderr.readline() for _ in range(3)]
+            for sock in socks:
+                sock.close()
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+                sock.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert read_end(sock).startswith(b"HTTP/1.1 200")
+            process.terminate()
+            lines += process.stderr.readlines()
+        finally:
+            process.kill()
+    assert 1 <= len([line for line in lines if "no connection can be taken: Too many open files" in line]) < 10
+    assert len(lines) < 12
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "set_to", "warns"),
+    [
+        (1024, 500_000, 2688, False),
+        (1024, 2000, 2000, True),
+        (1024, -1, 2688, False),
+        (4096, 4096, None, False),
+        (-1, -1, None, False),
+    ],
+)
+def test_open_files_are_allowed(monkeypatch, caplog, soft, hard, set_to, warns):
+    """As many as the bound of connections needs and the system lets it, and never fewer than before."""
+    resource = pytest.importorskip("resource", reason="limits of POSIX")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    done = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: done.append(limits))
+    allow_open_files(1024 - 64, files_each=2)
+    assert done == ([] if set_to is None else [(set_to, hard)])
+    assert ("too few for 960 connections" in caplog.text) == warns

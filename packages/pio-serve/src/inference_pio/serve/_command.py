@@ -108,8 +108,11 @@ def serve(models: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - cl
     finish.
     """
     from inference_pio.serve._lifecycle import serve as run
+    from inference_pio.serve._open_files import allow_open_files
+    from inference_pio.serve._settings import Bounds
 
     set_up_log(access=options["access_log"])
+    allow_open_files(Bounds().connections, files_each=1 if options["replicas"] == 1 else 2)
     if options["replicas"] > 1:
         from inference_pio.serve._router.command import make_router
 

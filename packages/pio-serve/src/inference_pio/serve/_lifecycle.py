@@ -142,12 +142,12 @@ class PioServer(uvicorn.Server):
                 self.should_exit = True
         return await super().on_tick(counter)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - closed by their own
         """Stop taking connections, let open replies end, free the models."""
         if self._loading is not None:
             self._loading.cancel()
         await self.state.models.stop()
-        await super().shutdown(sockets)
+        await super().shutdown()
         await self.state.models.close()
         if self.state.tracing is not None:
             await asyncio.to_thread(self.state.tracing.close)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from inference_pio.serve._bind import bind
+from inference_pio.serve._listener import Listener
 from inference_pio.serve._protocol import protocol_maker
 from inference_pio.serve._tls import tls_context
-from inference_pio.serve._tls_listener import TlsListener
 
 if TYPE_CHECKING:
     import socket
@@ -44,21 +44,18 @@ class Listeners:
 
         Args:
             server: One that is starting.
-            sockets: To listen with; None for the settings' address.
+            sockets: To listen with, closed when the server ends; None for the settings' address.
 
         Raises:
             ConfigError: Nothing can listen there.
         """
         bound = bind(self._settings.host, self._settings.port) if sockets is None else sockets
         self._address = self._at(bound[0])
-        if self._context is None:
-            await uvicorn.Server.startup(server, bound)
-            return
         await uvicorn.Server.startup(server, [])
         connect = protocol_maker(server.config, server.server_state)
         connections, bounds = server.server_state.connections, self._settings.bounds
         server.servers = [
-            TlsListener(sock, self._context, connect, connections, bounds)  # type: ignore[misc]  # as uvicorn uses it
+            Listener(sock, self._context, connect, connections, bounds)  # type: ignore[misc]  # as uvicorn uses it
             for sock in bound
         ]
 

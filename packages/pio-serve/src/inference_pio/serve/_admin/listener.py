@@ -14,6 +14,7 @@ import uvicorn
 from uvicorn.server import ServerState as UvicornState
 
 from inference_pio.interfaces import ConfigError, UnsupportedError
+from inference_pio.serve._listener import Listener
 from inference_pio.serve._protocol import bounded_protocol, protocol_maker
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class AdminSocket:
         self._app = app
         self._bounds = bounds
         self._state = UvicornState()
-        self._server: asyncio.Server | None = None
+        self._server: Listener | None = None
         self._identity: tuple[int, int] | None = None
 
     async def open(self) -> None:
@@ -65,9 +66,8 @@ class AdminSocket:
             timeout_keep_alive=int(self._bounds.idle_s),
         )
         config.load()
-        self._server = await asyncio.get_running_loop().create_unix_server(
-            protocol_maker(config, self._state), sock=sock
-        )
+        connect = protocol_maker(config, self._state)
+        self._server = Listener(sock, None, connect, self._state.connections, self._bounds)
 
     async def close(self) -> None:
         """Take the socket away, and end connections once they were answered. Harmless when called twice."""
@@ -75,6 +75,7 @@ class AdminSocket:
             return
         server, self._server = self._server, None
         server.close()
+        await server.wait_closed()
         for connection in list(self._state.connections):
             connection.shutdown()
         if self._state.tasks:

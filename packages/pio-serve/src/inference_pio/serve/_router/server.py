@@ -117,10 +117,10 @@ class RouterServer(uvicorn.Server):
                 self.should_exit = True
         return await super().on_tick(counter)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - closed by their own
         """Stop taking connections, end the replicas, let open replies end."""
         await self._stop()
-        await super().shutdown(sockets)
+        await super().shutdown()
 
     async def _start(self) -> None:
         try:
