@@ -207,6 +207,16 @@ class Process:
         """As the fixture ``ask_at``, at its port and with its key."""
         return ask(self.port, method, path, body, key=self.key)
 
+    def wait_for_running(self, count, unless=()):
+        """Until its engines run so many requests, or there is something in ``unless``."""
+        deadline = time.monotonic() + 10
+        while not unless:
+            lines = self.ask("GET", "/metrics")[2].decode().splitlines()
+            if sum(float(line.split()[-1]) for line in lines if line.startswith("pio:num_requests_running{")) == count:
+                return
+            assert time.monotonic() < deadline, lines
+            time.sleep(0.01)
+
     def chat(self, max_tokens):
         """Status of a chat completion of so many tokens, and what came."""
         status, _, reply = self.ask("POST", CHAT, self.chat_body(max_tokens))

@@ -25,11 +25,11 @@ def test_serves_and_drains(start_process):
     answers = []
     running = threading.Thread(target=lambda: answers.append(process.chat(300)))
     running.start()
-    time.sleep(0.4)
+    process.wait_for_running(1)
     process.process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
+    while process.ask("GET", "/health")[0] != 503:
+        time.sleep(0.01)
     assert process.ask("GET", "/livez")[0] == 200
-    assert process.ask("GET", "/health")[0] == 503
     status, reply = process.chat(300)
     assert status == 503
     assert reply["error"]["code"] == "stopping"
@@ -47,7 +47,7 @@ def test_drain_is_bounded(start_process):
     answers = []
     running = threading.Thread(target=lambda: answers.append(process.chat(4000)))
     running.start()
-    time.sleep(0.5)
+    process.wait_for_running(1)
     started = time.monotonic()
     process.process.send_signal(signal.SIGTERM)
     assert process.process.wait(15) == 0

@@ -57,10 +57,11 @@ def test_drains(start_router):
     short = threading.Thread(target=lambda: answers.append(process.chat(20)))
     long = process.chat_stream(8000)
     short.start()
-    time.sleep(0.2)
+    process.wait_for_running(2, unless=answers)
     process.process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
-    status, refusal = process.chat(1)
+    while (found := process.chat(1))[0] == 200:
+        time.sleep(0.01)
+    status, refusal = found
     assert (status, refusal["error"]["code"]) == (503, "stopping")
     rest = long.read()
     short.join(10)
