@@ -50,8 +50,8 @@ def test_a_record_names_no_host_user_or_path():
     from inference_pio.benchmarks._machine import machine_to_json
 
     told = json.dumps(machine_to_json(describe_machine()))
-    assert str(Path.home()) not in told
-    assert str(Path.cwd()) not in told
+    for path in {Path.home(), Path.cwd()} - {Path("/")}:  # where users of containers are at home
+        assert str(path) not in told
     for name in (socket.gethostname(), getpass.getuser()):
         assert f'"{name}"' not in told
 
