@@ -147,4 +147,5 @@ def test_every_bound_and_what_follows_from_replies(address, tmp_path):
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(rf"Tested: +{len(OPERATIONS)}\n", done.stdout), done.stdout
+    # All but the one that it has the document from.
+    assert re.search(rf"Tested: +{len(OPERATIONS) - 1}\n", done.stdout), done.stdout
