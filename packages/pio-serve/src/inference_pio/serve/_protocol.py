@@ -26,6 +26,8 @@ BEYOND = 64
 """Connections above the bound that are taken to be told that there are too many; more are closed without a word."""
 GOODBYE_S = 1.0
 """For an idle client to say that it ends an encrypted connection too: who keeps one for later does not look at it."""
+LAST_READ_S = 3.0
+"""The same for one that was answered just now, and may still be reading; uvicorn waits for five at the end."""
 _WRITE_BUFFER = 32 * 1024
 _NO_HTTP = ApiError(400, "this is no HTTP request", code="invalid_http")
 _TOO_LARGE = ApiError(431, "the headers are too large", code="too_large")
@@ -121,10 +123,10 @@ def bounded_protocol(bounds: Bounds) -> type[HttpToolsProtocol]:
             self.transport.close()  # within another reply, words of this one would be part of that
 
         def _bound_goodbye(self) -> None:
-            """Wait no longer for the client, unless it may still be reading the last reply."""
-            is_idle = self.transport.is_closing() and self.loop.time() - self._answered >= GOODBYE_S
-            if self.scheme == "https" and is_idle and self._goodbye_timer is None:
-                self._goodbye_timer = self.loop.call_later(GOODBYE_S, self.transport.abort)
+            """Do not wait for the client's goodbye as long as for one that is answered."""
+            if self.scheme == "https" and self.transport.is_closing() and self._goodbye_timer is None:
+                seconds = GOODBYE_S if self.loop.time() - self._answered >= GOODBYE_S else LAST_READ_S
+                self._goodbye_timer = self.loop.call_later(seconds, self.transport.abort)
 
         def _await_head(self) -> None:
             if self._head_timer is None:
