@@ -64,7 +64,7 @@ class PioServer(uvicorn.Server):
 
     Attributes:
         state: What all requests share.
-        failure: Why loading failed, if it did.
+        failure: Why it could not listen or load, if it could not.
         exit_signal: The signal that ended it, if one did.
     """
 
@@ -142,7 +142,7 @@ class PioServer(uvicorn.Server):
                 self.should_exit = True
         return await super().on_tick(counter)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - closed by their own
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - their listeners close them
         """Stop taking connections, let open replies end, free the models."""
         if self._loading is not None:
             self._loading.cancel()

@@ -41,7 +41,7 @@ class RouterServer(uvicorn.Server):
 
     Attributes:
         router: What all requests share.
-        failure: Why a replica could not begin to serve, if one could not.
+        failure: Why it could not listen, or a replica not begin to serve, if so.
         exit_signal: The signal that ended it, if one did.
     """
 
@@ -117,7 +117,7 @@ class RouterServer(uvicorn.Server):
                 self.should_exit = True
         return await super().on_tick(counter)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - closed by their own
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - their listeners close them
         """Stop taking connections, end the replicas, let open replies end."""
         await self._stop()
         await super().shutdown()
