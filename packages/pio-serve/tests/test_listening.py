@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -41,9 +42,10 @@ def taken():
         yield sock.getsockname()[1]
 
 
-def test_port_that_is_taken_ends_the_server_before_it_loads(taken, tmp_path):
+def test_port_that_is_taken_ends_the_server_before_it_loads(taken, tmp_path, monkeypatch):
     """With the port and the way out; the admin socket that was made before is gone."""
-    admin = tmp_path / "admin.sock"
+    monkeypatch.chdir(tmp_path)  # paths of sockets are short
+    admin = Path("admin.sock")
     with pytest.raises(ConfigError, match=TAKEN):
         serve(PioServer(ServeSettings(port=taken, admin_socket=admin), "m", never))
     assert not admin.exists()
