@@ -3,11 +3,11 @@
     python benchmarks/bench_overhead.py [--json FILE] [--quick]
 
 The server runs in a thread of this process; clients run in others. Processor time is that of the thread that serves, so
-neither the engine's nor the clients' is in it. Part of it is no server's: whoever reads the engine's tokens from an
-event loop is woken for each. That part is measured in turns, in the same loop, by reading as many answers without a
-server; what the server adds is the rest. Times to the first token are at concurrency 1, over HTTP and from the engine
-in turns; the engine's includes rendering and tokenizing, which the server does too. Figures are medians, and between
-what they lie.
+neither the engine's nor the clients' is in it. Part of it is no server's: whoever passes the engine's tokens on from an
+event loop is woken for each, and sends it. That part is measured in turns, in the same loop, by sending as many tokens
+of as many answers over bare sockets; what the server adds is the rest. Times to the first token are at concurrency 1,
+over HTTP and from the engine in turns; the engine's includes rendering and tokenizing, which the server does too.
+Figures are medians, and between what they lie.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import http.client
 import json
 import os
 import platform
+import socket
 import statistics
 import threading
 import time
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 MODEL = "smollm2-135m-instruct"
 MESSAGES = [{"role": "user", "content": "Tell a long story about a fox."}]
 TOKENS = 256
+CHUNK = b"x" * 250
 
 
 class Result(TypedDict):
@@ -65,17 +67,18 @@ def stream(port: int, max_tokens: int) -> tuple[float, int]:
     return first, chunks
 
 
-def start() -> tuple[PioServer, threading.Thread]:
-    """A server at a free port, its model there."""
-    ready = threading.Event()
+def start() -> tuple[PioServer, threading.Thread, asyncio.AbstractEventLoop]:
+    """A server at a free port, its model there, with its thread and its event loop."""
+    ready: Future[asyncio.AbstractEventLoop] = Future()
     server = PioServer(
-        ServeSettings(port=0), MODEL, lambda: LLM(MODEL, max_num_seqs=16), on_ready=lambda *_: ready.set()
+        ServeSettings(port=0),
+        MODEL,
+        lambda: LLM(MODEL, max_num_seqs=16),
+        on_ready=lambda *_: ready.set_result(asyncio.get_running_loop()),
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    if not ready.wait(120):
-        raise TimeoutError("the model is not there after 120 s")
-    return server, thread
+    return server, thread, ready.result(timeout=120)
 
 
 def in_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], float]) -> float:
@@ -100,13 +103,40 @@ async def engine_ttft(model: ServedModel) -> float:
     return min([came async for came in read_directly(model, 2)])
 
 
-async def engine_tokens(model: ServedModel, streams: int, max_tokens: int) -> int:
-    """Read answers without a server; how many tokens came."""
+def drain(port: int) -> int:
+    """Read what is sent to a socket until its end; how many bytes."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        return sum(iter(lambda: len(connection.recv(65536)), 0))
 
-    async def one() -> int:
-        return len([came async for came in read_directly(model, max_tokens)])
 
-    return sum(await asyncio.gather(*(one() for _ in range(streams))))
+async def send_bare(model: ServedModel, sockets: list[socket.socket]) -> int:
+    """Read an answer for each socket without a server, and send as many bytes for each token as a chunk has."""
+
+    async def one(connection: socket.socket) -> int:
+        return sum([connection.send(CHUNK) async for _ in read_directly(model, TOKENS)]) // len(CHUNK)
+
+    return sum(await asyncio.gather(*map(one, sockets)))
+
+
+def bare_us(
+    model: ServedModel, loop: asyncio.AbstractEventLoop, clients: ProcessPoolExecutor, concurrency: int
+) -> float:
+    """Processor time of the loop's thread per token that is read and sent without a server, in microseconds."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        drained = [clients.submit(drain, port) for _ in range(concurrency)]
+        sockets = [listener.accept()[0] for _ in range(concurrency)]
+    for connection in sockets:
+        connection.settimeout(0)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    before = in_loop(loop, time.thread_time)
+    tokens = asyncio.run_coroutine_threadsafe(send_bare(model, sockets), loop).result()
+    spent = in_loop(loop, time.thread_time) - before
+    for connection in sockets:
+        connection.close()
+    if sum(each.result() for each in drained) != tokens * len(CHUNK):
+        raise RuntimeError("not all that was sent has come")
+    return spent / tokens * 1e6
 
 
 def summary(name: str, values: list[float], unit: str) -> Result:
@@ -116,10 +146,9 @@ def summary(name: str, values: list[float], unit: str) -> Result:
 
 def measure(*, quick: bool) -> list[Result]:
     """All figures."""
-    server, thread = start()
+    server, thread, loop = start()
     port = int(server.address.rpartition(":")[2])
     model = server.state.models.all()[0]
-    loop = server.servers[0].get_loop()
     results: list[Result] = []
     with ProcessPoolExecutor(8, mp_context=get_context("spawn")) as clients:
         list(clients.map(stream, [port] * 8, [4] * 8))  # warm
@@ -130,14 +159,11 @@ def measure(*, quick: bool) -> list[Result]:
                 chunks = sum(found for _, found in clients.map(stream, [port] * concurrency, [TOKENS] * concurrency))
                 served.append((in_loop(loop, time.thread_time) - before) / chunks * 1e6)
                 tokens_per_s.append(chunks / (time.perf_counter() - started))
-                before = in_loop(loop, time.thread_time)
-                reading = asyncio.run_coroutine_threadsafe(engine_tokens(model, concurrency, TOKENS), loop)
-                tokens = reading.result()
-                bare.append((in_loop(loop, time.thread_time) - before) / tokens * 1e6)
-            added = [ours - engine for ours, engine in zip(served, bare, strict=True)]
+                bare.append(bare_us(model, loop, clients, concurrency))
+            added = [ours - least for ours, least in zip(served, bare, strict=True)]
             results += [
                 summary(f"CPU per token, {concurrency} streams", served, "us"),
-                summary(f"- of reading the engine, {concurrency} streams", bare, "us"),
+                summary(f"- to be woken and send, {concurrency} streams", bare, "us"),
                 summary(f"- of the server, {concurrency} streams", added, "us"),
                 summary(f"tokens per second, {concurrency} streams", tokens_per_s, "1/s"),
             ]

@@ -95,19 +95,21 @@ def clients(parts: int, rounds: int) -> list[Result]:
     ]
 
 
-def start() -> tuple[RouterServer, threading.Thread]:
-    """A router before two replicas of one thread each, all there."""
+def start() -> tuple[RouterServer, threading.Thread, asyncio.AbstractEventLoop]:
+    """A router before two replicas of one thread each, all there, with its thread and its event loop."""
     arguments = ["--max-model-len", "2048", "--max-num-seqs", "8", "--replicas", "2"]
     options = dict(serve.make_context("serve", arguments).params)
     del options["models"]
-    ready = threading.Event()
-    order = replica_orders((MODEL,), options, 1)
-    server = RouterServer(ServeSettings(port=0), [None, None], order, on_ready=lambda *_: ready.set())
+    ready: Future[asyncio.AbstractEventLoop] = Future()
+    server = RouterServer(
+        ServeSettings(port=0),
+        [None, None],
+        replica_orders((MODEL,), options, 1),
+        on_ready=lambda *_: ready.set_result(asyncio.get_running_loop()),
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    if not ready.wait(120):
-        raise TimeoutError(f"the replicas are not there after 120 s: {server.failure}")
-    return server, thread
+    return server, thread, ready.result(timeout=120)
 
 
 def chat(port: int, text: str, tokens: int, *, stream: bool) -> int:
@@ -124,9 +126,9 @@ def chat(port: int, text: str, tokens: int, *, stream: bool) -> int:
     return parts
 
 
-def whole(server: RouterServer, tokens: int) -> list[Result]:
+def whole(server: RouterServer, loop: asyncio.AbstractEventLoop, tokens: int) -> list[Result]:
     """Processor time of the router's thread per streamed token."""
-    port, loop = int(server.address.rpartition(":")[2]), server.servers[0].get_loop()
+    port = int(server.address.rpartition(":")[2])
 
     def spent() -> float:
         found: Future[float] = Future()
@@ -173,10 +175,10 @@ def prefixes(server: RouterServer, turns: int) -> list[Result]:
 def measure(*, quick: bool) -> list[Result]:
     """All figures."""
     results = clients(500 if quick else 2000, 3 if quick else 9)
-    server, thread = start()
+    server, thread, loop = start()
     try:
         chat(int(server.address.rpartition(":")[2]), "Hello.", 8, stream=True)  # warm
-        results += whole(server, 64 if quick else 512)
+        results += whole(server, loop, 64 if quick else 512)
         results += prefixes(server, 3 if quick else 6)
     finally:
         server.drain()
