@@ -278,8 +278,11 @@ PIO_EXPORT int32_t pio_pack(uint32_t tile_format, int32_t encoding, const uint8_
 PIO_EXPORT void* pio_memory_new(int64_t bytes);
 PIO_EXPORT void pio_memory_free(void* memory, int64_t bytes);
 
-// A checksum of `bytes` bytes at the speed of memory; not against forgery.
+// A checksum of `bytes` bytes; not against forgery.
 PIO_EXPORT uint64_t pio_checksum(const uint8_t* data, int64_t bytes);
+
+// The sum of the 8-byte words of `bytes` bytes, a multiple of 64, modulo 2^64: no processor is slower at it than memory.
+PIO_EXPORT uint64_t pio_probe_read(const uint8_t* data, int64_t bytes);
 
 // Dot products of 8-bit numbers at the speed of instruction set `isa`, as the kernels multiply: `rounds` times over,
 // sums[m][r] += sum_{g < 8, c < 4} weights[4 r + c] * inputs[m][4 g + c], modulo 2^32; weights (64,) at most 15, inputs

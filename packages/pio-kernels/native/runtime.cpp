@@ -14,7 +14,7 @@ namespace pio {
 namespace {
 
 constexpr int32_t kFewRows = 4;             // rows that every thread prepares for itself
-constexpr int64_t kChunkBytes = 48 * 1024;  // of weights: what a chunk of a product should at least read
+constexpr int64_t kChunkBytes = 96 * 1024;  // of weights: what a chunk of a product should at least read
 constexpr int32_t kChunksPerThread = 8;
 
 enum PhaseKind : int32_t {
@@ -205,7 +205,7 @@ struct Runtime {
 
     // --- Doing it ---
 
-    void run(int32_t phase, int32_t chunk, int32_t thread);
+    void run(int32_t phase, int32_t first_chunk, int32_t last_chunk, int32_t thread);
     void embed(const EmbedOp& op, int32_t first, int32_t last);
     void rotary(const RotaryOp& op, int32_t first, int32_t last);
     Source source_of(const void* op) const;
@@ -496,11 +496,11 @@ void Runtime::plan_attention_phases(const AttentionOp& op, int32_t index) {
 
 // --- Doing it --------------------------------------------------------------------------------------------------------
 
-void Runtime::run(int32_t number, int32_t chunk, int32_t thread) {
+void Runtime::run(int32_t number, int32_t first_chunk, int32_t last_chunk, int32_t thread) {
     const Phase& phase = phases[number];
     const int64_t count = chunks[number];
-    const auto first = static_cast<int32_t>(phase.items * static_cast<int64_t>(chunk) / count);
-    const auto last = static_cast<int32_t>(phase.items * static_cast<int64_t>(chunk + 1) / count);
+    const auto first = static_cast<int32_t>(phase.items * static_cast<int64_t>(first_chunk) / count);
+    const auto last = static_cast<int32_t>(phase.items * static_cast<int64_t>(last_chunk) / count);
     Local& local = locals[thread];
     switch (phase.kind) {
         case kEmbedRows:
@@ -805,8 +805,8 @@ void Runtime::experts_out(const ExpertsOp& op, int32_t first, int32_t last) {
 
 namespace {
 
-void run_chunk(void* runtime, int32_t phase, int32_t chunk, int32_t thread) {
-    static_cast<Runtime*>(runtime)->run(phase, chunk, thread);
+void run_chunks(void* runtime, int32_t phase, int32_t first, int32_t last, int32_t thread) {
+    static_cast<Runtime*>(runtime)->run(phase, first, last, thread);
 }
 
 struct SampleCall {
@@ -815,11 +815,13 @@ struct SampleCall {
     const Sampling* sampling;
 };
 
-void sample_draw(void* context, int32_t, int32_t draw, int32_t thread) {
+void sample_draws(void* context, int32_t, int32_t first, int32_t last, int32_t thread) {
     const auto& call = *static_cast<const SampleCall*>(context);
-    const float* row = call.logits + call.sampling->logit_rows[draw] * call.sampling->stride;
-    call.sampling->chosen[draw] =
-        call.runtime->kernels->sample(row, *call.sampling, draw, call.runtime->locals[thread].sampling);
+    for (int32_t draw = first; draw < last; ++draw) {
+        const float* row = call.logits + call.sampling->logit_rows[draw] * call.sampling->stride;
+        call.sampling->chosen[draw] =
+            call.runtime->kernels->sample(row, *call.sampling, draw, call.runtime->locals[thread].sampling);
+    }
 }
 
 }  // namespace
@@ -846,13 +848,13 @@ int32_t pio_runtime_step(Runtime* runtime, const Batch* batch) {
     if (batch->num_tokens > most || batch->num_logits > most || batch->num_hidden > most) return -1;
     if (batch->num_tokens < 1) return 0;
     if (!runtime->plan(*batch)) return -1;
-    team_run(runtime->team, runtime->chunks, runtime->num_phases, run_chunk, runtime);
+    team_run(runtime->team, runtime->chunks, runtime->num_phases, run_chunks, runtime);
     return 0;
 }
 
 int32_t pio_runtime_sample(Runtime* runtime, const float* logits, const Sampling* sampling) {
     if (sampling->vocab_size > runtime->program.vocab_size) return -1;
     SampleCall call{runtime, logits, sampling};
-    team_run(runtime->team, &sampling->rows, 1, sample_draw, &call);
+    team_run(runtime->team, &sampling->rows, 1, sample_draws, &call);
     return 0;
 }

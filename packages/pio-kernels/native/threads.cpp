@@ -13,10 +13,9 @@ constexpr int kPausesPerLook = 32;              // the clock is read once per so
 
 constexpr int32_t kMostRanges = 15;
 
-// How far a phase is. On a cache line of its own: two phases are never written at once.
-struct alignas(64) Progress {
-    int32_t done;                // chunks that are done
-    int32_t taken[kMostRanges];  // chunks that are taken, of each range
+// On a cache line of its own, which threads need not pass back and forth as long as each works in its own range.
+struct alignas(64) Counter {
+    int32_t value;
 };
 
 inline int32_t load(const int32_t* number) { return __atomic_load_n(number, __ATOMIC_ACQUIRE); }
@@ -37,10 +36,10 @@ class Team {
     // The call that is open. Written by the caller while no worker is inside.
     const int32_t* chunks = nullptr;
     int32_t phases = 0;
-    RunChunk run = nullptr;
+    RunChunks run = nullptr;
     void* context = nullptr;
-    Progress* progress = nullptr;
-    int32_t progress_capacity = 0;
+    Counter* counters = nullptr;  // of each phase: chunks that are done, then chunks that are taken, of each range
+    int32_t counters_capacity = 0;
 
     alignas(64) int32_t call = 0;  // number of calls so far; odd while one is open
     alignas(64) int32_t inside = 0;  // workers that are in the open call
@@ -77,27 +76,36 @@ class Team {
         monitor.leave();
     }
 
-    // Does what is left of a range of a phase's chunks.
-    void take_range(int32_t phase, int32_t range, int32_t thread) {
+    int32_t& done(int32_t phase) const { return counters[phase * (ranges + 1)].value; }
+    int32_t& taken(int32_t phase, int32_t range) const { return counters[phase * (ranges + 1) + 1 + range].value; }
+
+    // Does what is left of a range of a phase's chunks, half of it at a time; how many that was.
+    int32_t take_range(int32_t phase, int32_t range, int32_t thread) {
         const int32_t count = chunks[phase];
         const auto first = static_cast<int32_t>(static_cast<int64_t>(count) * range / ranges);
         const auto last = static_cast<int32_t>(static_cast<int64_t>(count) * (range + 1) / ranges);
-        Progress& progress_of = progress[phase];
+        int32_t& counter = taken(phase, range);
+        int32_t mine = 0;
         for (;;) {
-            const int32_t chunk = first + __atomic_fetch_add(&progress_of.taken[range], 1, __ATOMIC_RELAXED);
-            if (chunk >= last) return;
-            run(context, phase, chunk, thread);
-            if (__atomic_add_fetch(&progress_of.done, 1, __ATOMIC_ACQ_REL) == count) wake();
+            const int32_t left = last - first - __atomic_load_n(&counter, __ATOMIC_RELAXED);
+            if (left <= 0) return mine;
+            const int32_t share = left > 1 ? left / 2 : 1;
+            const int32_t from = first + __atomic_fetch_add(&counter, share, __ATOMIC_RELAXED);
+            if (from >= last) return mine;
+            const int32_t to = from + share < last ? from + share : last;
+            run(context, phase, from, to, thread);
+            mine += to - from;
         }
     }
 
     void work(int32_t thread) {
         for (int32_t phase = 0; phase < phases; ++phase) {
             const int32_t count = chunks[phase];
-            Progress& now_at = progress[phase];
-            if (load(&now_at.done) == count) continue;
-            for (int32_t i = 0; i < ranges; ++i) take_range(phase, (thread + i) % ranges, thread);
-            wait(kSpinInStep, [&] { return load(&now_at.done) == count; });
+            if (load(&done(phase)) == count) continue;
+            int32_t mine = 0;
+            for (int32_t i = 0; i < ranges; ++i) mine += take_range(phase, (thread + i) % ranges, thread);
+            if (mine > 0 && __atomic_add_fetch(&done(phase), mine, __ATOMIC_ACQ_REL) == count) wake();
+            wait(kSpinInStep, [&] { return load(&done(phase)) == count; });
         }
     }
 
@@ -118,21 +126,22 @@ class Team {
     }
 
     bool reserve(int32_t count) {
-        if (count <= progress_capacity) return true;
-        auto* larger = static_cast<Progress*>(pio_memory_new(static_cast<int64_t>(count) * sizeof(Progress)));
+        const int32_t needed = count * (ranges + 1);
+        if (needed <= counters_capacity) return true;
+        auto* larger = static_cast<Counter*>(pio_memory_new(static_cast<int64_t>(needed) * sizeof(Counter)));
         if (larger == nullptr) return false;
-        pio_memory_free(progress, static_cast<int64_t>(progress_capacity) * sizeof(Progress));
-        progress = larger;
-        progress_capacity = count;
+        pio_memory_free(counters, static_cast<int64_t>(counters_capacity) * sizeof(Counter));
+        counters = larger;
+        counters_capacity = needed;
         return true;
     }
 
-    void call_all(const int32_t* chunk_counts, int32_t count, RunChunk function, void* argument) {
+    void call_all(const int32_t* chunk_counts, int32_t count, RunChunks function, void* argument) {
         chunks = chunk_counts;
         phases = count;
         run = function;
         context = argument;
-        for (int32_t phase = 0; phase < count; ++phase) progress[phase] = Progress{};
+        for (int32_t i = 0; i < count * (ranges + 1); ++i) counters[i].value = 0;
         __atomic_add_fetch(&call, 1, __ATOMIC_SEQ_CST);  // opens
         wake();
         work(0);
@@ -175,7 +184,7 @@ void team_free(Team* team) {
     team->wake();
     for (int32_t number = 1; number <= team->workers; ++number) thread_join(team->handles[number]);
     team->monitor.close();
-    pio_memory_free(team->progress, static_cast<int64_t>(team->progress_capacity) * sizeof(Progress));
+    pio_memory_free(team->counters, static_cast<int64_t>(team->counters_capacity) * sizeof(Counter));
     pio_memory_free(team->worker_arguments, team->threads * static_cast<int64_t>(sizeof(Team::Worker)));
     pio_memory_free(team->handles, team->threads * static_cast<int64_t>(sizeof(Thread)));
     pio_memory_free(team, sizeof(Team));
@@ -183,13 +192,12 @@ void team_free(Team* team) {
 
 int32_t team_threads(const Team* team) { return team->threads; }
 
-void team_run(Team* team, const int32_t* chunks, int32_t phases, RunChunk run, void* context) {
+void team_run(Team* team, const int32_t* chunks, int32_t phases, RunChunks run, void* context) {
     if (team->threads > 1 && team->reserve(phases)) {
         team->call_all(chunks, phases, run, context);
         return;
     }
-    for (int32_t phase = 0; phase < phases; ++phase)
-        for (int32_t chunk = 0; chunk < chunks[phase]; ++chunk) run(context, phase, chunk, 0);
+    for (int32_t phase = 0; phase < phases; ++phase) run(context, phase, 0, chunks[phase], 0);
 }
 
 }  // namespace pio

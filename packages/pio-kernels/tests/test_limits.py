@@ -42,6 +42,14 @@ def test_the_largest_numbers_do_not_saturate():
             assert np.array_equal(sums, np.full((8, 16), -127 * 15 * 32)), isa.name
 
 
+@pytest.mark.parametrize("words", [0, 8, 24, 8 * 1001])
+def test_the_probe_of_memory_reads_all_of_it(words):
+    """Every word is in the sum, modulo 2^64."""
+    data = np.random.default_rng(words).integers(0, 2**64, words, dtype=np.uint64)
+    found = load_library().pio_probe_read(data.ctypes.data, data.nbytes)
+    assert found == sum(data.tolist()) % 2**64
+
+
 @pytest.mark.parametrize("name", USABLE)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_limits_are_measured(name, threads):

@@ -15,6 +15,7 @@ constexpr int32_t kMaxChunks = 13;
 struct Call {
     int32_t chunks[kMaxPhases];
     int64_t values[kMaxPhases][kMaxChunks];  // of each chunk: what the phase before left, and the chunk's number from 1
+    int32_t runs[kMaxPhases][kMaxChunks];    // how often each was done
 };
 
 // What a phase leaves to each chunk of the next one.
@@ -29,23 +30,29 @@ void pass_time(int32_t rounds) {
     while (passed < rounds) passed = passed + 1;
 }
 
-void run_chunk(void* context, int32_t phase, int32_t chunk, int32_t) {
+void run_chunks(void* context, int32_t phase, int32_t first, int32_t last, int32_t) {
     auto& call = *static_cast<Call*>(context);
-    pass_time(chunk % 5 * 40);
-    call.values[phase][chunk] = (phase == 0 ? 0 : rest_of(call, phase - 1)) + chunk + 1;
+    for (int32_t chunk = first; chunk < last; ++chunk) {
+        pass_time(chunk % 5 * 40);
+        call.values[phase][chunk] = (phase == 0 ? 0 : rest_of(call, phase - 1)) + chunk + 1;
+        ++call.runs[phase][chunk];
+    }
 }
 
 bool calls_are_right(pio::Team* team) {
     for (int32_t number = 0; number < kCalls; ++number) {
-        Call call;
+        Call call{};
         const int32_t phases = 1 + number % kMaxPhases;
         for (int32_t phase = 0; phase < phases; ++phase) call.chunks[phase] = 1 + (number * 7 + phase * 5) % kMaxChunks;
-        pio::team_run(team, call.chunks, phases, run_chunk, &call);
+        pio::team_run(team, call.chunks, phases, run_chunks, &call);
         int64_t before = 0;
         for (int32_t phase = 0; phase < phases; ++phase) {
             const int64_t count = call.chunks[phase];
             before = (count * before + count * (count + 1) / 2) % 1000;
             if (rest_of(call, phase) != before) return false;
+            for (int32_t chunk = 0; chunk < count; ++chunk) {
+                if (call.runs[phase][chunk] != 1) return false;
+            }
         }
         if (number % 50 == 0) pass_time(1'000'000);
     }

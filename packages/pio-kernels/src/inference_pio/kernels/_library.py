@@ -40,6 +40,7 @@ _FUNCTIONS: _Functions = MappingProxyType(
         "pio_memory_new": (_POINTER, (_I64,)),
         "pio_memory_free": (None, (_POINTER, _I64)),
         "pio_checksum": (_U64, (_POINTER, _I64)),
+        "pio_probe_read": (_U64, (_POINTER, _I64)),
         "pio_probe_dots": (_I32, (_I32, _POINTER, _POINTER, _I64, _POINTER)),
     }
 )

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from inference_pio.kernels._library import InstructionSet
 
-_CHUNK = 8 * 2**20
+_SMALLEST_PART = 8 * 2**20
+_PARTS_PER_THREAD = 4
 _PROBE_ROWS, _LANES, _INPUTS = 8, 16, 32
 _OPS_PER_ROUND = 2 * _PROBE_ROWS * _LANES * _INPUTS
 _PROBE_SECONDS = 0.02
@@ -32,7 +33,7 @@ def measure_limits(
 
     Args:
         threads: How many; None takes as many as there are cores to use.
-        nbytes: Memory to read, far more than the caches hold.
+        nbytes: Memory to read, far more than the caches hold; a multiple of 64.
         repeats: The best of so many counts: what disturbs a measurement only ever slows it down.
         isa: Instruction set by name; None takes the best one, whatever ``PIO_KERNELS`` says: the machine is measured.
 
@@ -48,7 +49,7 @@ def measure_limits(
     count = default_threads() if threads is None else threads
     chosen = choose_instruction_set(isa, {})
     with ThreadPoolExecutor(count) as pool:
-        reading = _read_seconds(pool, nbytes, repeats)
+        reading = _read_seconds(pool, count, nbytes, repeats)
         computing = _round_seconds(pool, chosen, count, repeats)
     return {
         "read_gb_per_s": nbytes / reading / 1e9,
@@ -57,15 +58,16 @@ def measure_limits(
     }
 
 
-def _read_seconds(pool: ThreadPoolExecutor, nbytes: int, repeats: int) -> float:
+def _read_seconds(pool: ThreadPoolExecutor, threads: int, nbytes: int, repeats: int) -> float:
     """Seconds in which the threads of ``pool`` read ``nbytes`` bytes."""
     library = load_library()
     memory = allocate(nbytes, "a measurement of memory")
     memory.fill(1)
     address = memory.ctypes.data
-    starts = range(0, nbytes, _CHUNK)
+    part = max(_SMALLEST_PART, nbytes // (_PARTS_PER_THREAD * threads) // 64 * 64)
+    starts = range(0, nbytes, part)
     return _best(
-        pool, lambda start: library.pio_checksum(address + start, min(_CHUNK, nbytes - start)), starts, repeats
+        pool, lambda start: library.pio_probe_read(address + start, min(part, nbytes - start)), starts, repeats
     )
 
 
