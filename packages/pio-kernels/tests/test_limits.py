@@ -67,6 +67,13 @@ def test_limits_are_those_of_the_machine(monkeypatch):
     assert measure_limits(1, nbytes=2**22, repeats=1)["int8_gop_per_s"] > 0
 
 
+@pytest.mark.parametrize("nbytes", [-64, 0, 63, 2**22 + 8])
+def test_nothing_is_read_past_the_end(nbytes):
+    """Memory is read in whole lines, so sizes that are not of such are refused."""
+    with pytest.raises(ValueError, match=f"multiple of 64, not {nbytes}"):
+        measure_limits(1, nbytes=nbytes)
+
+
 def test_limits_of_an_unknown_instruction_set_are_refused():
     """Before anything is measured."""
     with pytest.raises(ConfigError, match="instruction set is 'sse9', and there is none of that name"):

@@ -42,10 +42,13 @@ def measure_limits(
         being 2; and ``threads``.
 
     Raises:
+        ValueError: ``nbytes`` is not positive, or no multiple of 64.
         DoesNotFitError: There is no memory of that size.
         ConfigError: There is no such instruction set.
         UnsupportedError: This processor cannot run it, or this build lacks it.
     """
+    if nbytes < 64 or nbytes % 64 != 0:
+        raise ValueError(f"nbytes must be a positive multiple of 64, not {nbytes}")
     count = default_threads() if threads is None else threads
     chosen = choose_instruction_set(isa, {})
     with ThreadPoolExecutor(count) as pool:

@@ -371,7 +371,7 @@ class ModelPool:
             engine = llm.start_async(max_waiting=self._max_waiting)
             model.max_model_len, model.nbytes = llm.max_model_len, llm.weight_bytes + llm.kv_cache_bytes
             return ServedModel(model.name or llm.name, llm, engine, int(time.time()))
-        except BaseException:
+        except BaseException:  # Ctrl-C too; it goes on up
             llm.close()  # in this thread: that the system gives no other may be what went wrong
             raise
 
