@@ -31,6 +31,7 @@ class HistoryExecutor:
     state: the logits are what its head would give. A group with a
     window holds the same tokens a second time, and only its last ones are read; a group of states holds a digest of the
     history per sequence, as a recurrent layer would. What does not agree with the history is an assertion error.
+    Logits that are not wanted are given as ``-inf``, as an executor may.
     """
 
     name = "history"
@@ -46,6 +47,7 @@ class HistoryExecutor:
         self.step_tokens: list[int] = []
         self.logit_rows: list[int] = []
         self.batch_sizes: list[int] = []
+        self.largest_wanted: list[list[int]] = []
         self.fail_at: int | None = None
         self.nan_for: set[int] = set()
         self.hidden_rows: list[int] = []
@@ -72,6 +74,11 @@ class HistoryExecutor:
         for index, row in enumerate(wanted):
             history = self._history(batch, int(sequence_of[row]), int(batch.positions[row]))
             self.hidden[index] = np.nan if history[0] in self.nan_for else history_logits(history)[: self.hidden_size]
+        largest = [0] * len(logits) if batch.largest_wanted is None else batch.largest_wanted.tolist()
+        self.largest_wanted.append(largest)
+        for row, count in zip(logits, largest, strict=True):
+            if 0 < count < VOCAB:
+                row[row < np.sort(row)[-count]] = -np.inf
         return logits
 
     def hidden_states(self) -> NDArray[np.float32]:

@@ -71,6 +71,17 @@ struct LinearTask {
     float scale;
 };
 
+// What the products with a matrix of kTileQ8Split lie between, as the upper six bits of its quants tell; see screen.h.
+struct ScreenTask {
+    const Segment* weights;  // without bias
+    const Rows* x;
+    const float* slack;  // (rows, stride / 32), of each block
+    int32_t rows;
+    float* at_least;  // (rows, strips): what the largest output of a strip reaches in any case
+    float* at_most;   // (rows, strips): what no output of it exceeds; infinity where nothing is known
+    int32_t strips;   // of the whole matrix
+};
+
 // What the attention of one layer reads and writes in a step.
 struct AttentionTask {
     const AttentionOp* op;
@@ -109,6 +120,8 @@ struct Kernels {
     // y = scale * row `row` of a packed matrix, (columns,)
     void (*embed)(const Segment& table, int64_t row, float scale, float* y);
     void (*linear)(const LinearTask& task, int32_t first_strip, int32_t last_strip);
+    // Bounds of the outputs of strips [first_strip, last_strip)
+    void (*screen)(const ScreenTask& task, int32_t first_strip, int32_t last_strip);
     // y = scale * y, then the soft cap, over n numbers
     void (*finish_logits)(float* y, int64_t n, float scale, float softcap);
 

@@ -26,9 +26,13 @@
 //   kTileQ6       256 B as kTileQ4, then 128 B of upper bit pairs: bits     16 scales of inputs 0..15,  d (q - 32)
 //                 2(g%4) of byte (g/4)*64+r*4+c belong to input 4g+c, g<8   16 scales of inputs 16..31
 //   kTileQ8       512 B: byte g*64+r*4+c has input 4g+c, g < 8              16 scales                   d (q - 128)
+//   kTileQ8Split  256 B as kTileQ4 with the upper four bits of quants, then 16 scales                   d (q - 128)
+//                 128 B as kTileQ6 with bits 2 and 3
 //   kTileBF16     1024 B: bfloat16 [p*32 + r*2 + c] is input 2p+c, p < 16                               itself
 //   kTileF16      1024 B: float16 [k*16 + r] is input k                                                 itself
 //   kTileF32      2048 B: float32 [k*16 + r] is input k                                                 itself
+//
+// Behind all tiles of kTileQ8Split lie bits 0 and 1 of its quants, 128 B per tile, in pairs as in kTileQ6: who only asks whether a product can be among the largest leaves out a quarter of the bytes (see screen.h).
 enum TileFormat : uint32_t {
     kTileQ4 = 0,
     kTileQ4Min = 1,
@@ -36,10 +40,11 @@ enum TileFormat : uint32_t {
     kTileQ5Min = 3,
     kTileQ6 = 4,
     kTileQ8 = 5,
-    kTileBF16 = 6,
-    kTileF16 = 7,
-    kTileF32 = 8,
-    kTileFormats = 9,
+    kTileQ8Split = 6,
+    kTileBF16 = 7,
+    kTileF16 = 8,
+    kTileF32 = 9,
+    kTileFormats = 10,
 };
 
 constexpr int kTileRows = 16;
@@ -227,6 +232,9 @@ struct Batch {
     float* hidden;               // (Q, E), E the width of what the head reads
     int32_t num_hidden;          // Q
     int32_t reserved;
+    // (R,): how many of the largest logits of each row are wanted, with their equals; any other may be -inf instead of
+    // itself. 0: all are. Null: all of all rows.
+    const int32_t* largest_wanted;
 };
 
 struct Program {

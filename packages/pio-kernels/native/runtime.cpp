@@ -7,6 +7,7 @@
 
 #include "kernels.h"
 #include "routing.h"
+#include "screen.h"
 #include "threads.h"
 
 namespace pio {
@@ -16,6 +17,12 @@ namespace {
 constexpr int32_t kFewRows = 4;             // rows that every thread prepares for itself
 constexpr int64_t kChunkBytes = 96 * 1024;  // of weights: what a chunk of a product should at least read
 constexpr int32_t kChunksPerThread = 8;
+
+// A head is screened for at most so many of the largest logits. Where more than one in kContendersShare of its strips were
+// left to compute, the next kScreenPause steps do without: the text is at a place where many tokens are likely.
+constexpr int32_t kMostWanted = 64;
+constexpr int32_t kContendersShare = 6;
+constexpr int32_t kScreenPause = 32;
 
 enum PhaseKind : int32_t {
     kEmbedRows,
@@ -31,6 +38,8 @@ enum PhaseKind : int32_t {
     kExpertsIn,
     kPrepareInner,
     kExpertsOut,
+    kScreen,
+    kContenders,
     kFinishLogits,
     kHiddenRows,
 };
@@ -73,6 +82,10 @@ struct AttentionPlan {
 struct alignas(64) Local {
     Rows rows;             // of kFewRows rows
     int32_t prepared_for;  // the phase that `rows` was last prepared for, or -1
+    float* slack;          // of kFewRows rows: see screen.h
+    float thresholds[kFewRows];
+    int32_t thresholds_of;  // the phase that they are for, or -1
+    int32_t contenders;     // strips that were left to compute in this step
     float* row;            // one row of floats to work in
     uint8_t* attention;    // scratch of `attend`
     float* sampling;       // scratch of `sample`
@@ -125,6 +138,12 @@ class Arena {
     };
     Block* blocks_ = nullptr;
 };
+
+// Whether the largest of its products are the largest logits, and its tiles can be read in part.
+bool can_be_screened(const HeadOp& op) {
+    return op.num_segments == 1 && op.segments->format == kTileQ8Split && op.segments->bias == nullptr && op.scale > 0.0f &&
+           op.softcap <= 0.0f && strips_of(*op.segments) >= kMostWanted;
+}
 
 Rows take_rows(Arena& arena, int32_t count, int32_t width, uint32_t kinds) {
     Rows rows{};
@@ -184,10 +203,17 @@ struct Runtime {
     int32_t num_phases;
     const Batch* batch;
 
+    // Bounds of the strips of a head that is screened, (kFewRows, strips) each; null if no head can be.
+    float* at_least;
+    float* at_most;
+    int32_t screened_strips;  // of the step before, 0 if it did without
+    int32_t screen_pause;     // steps to do without
+
     // --- Setting up ---
 
     bool set_up(const Program& given, const Kernels& table, int32_t thread_count);
     bool set_up_attention();
+    bool set_up_screen();
     void find_tail();
     void measure(int32_t& width, uint32_t& kinds, int32_t& pairs, int32_t& inner, uint32_t& inner_kinds, int32_t& experts);
 
@@ -201,6 +227,8 @@ struct Runtime {
     void plan_op(int32_t index);
     void plan_attention_phases(const AttentionOp& op, int32_t index);
     bool keep_rows();
+    void watch_screen();
+    bool screens(const HeadOp& op) const;
     int32_t product_chunks(int32_t strips, int64_t strip_bytes, int32_t row_count) const;
 
     // --- Doing it ---
@@ -212,9 +240,12 @@ struct Runtime {
     void prepare(const Phase& phase, int32_t first, int32_t last, Rows& into, Local& local);
     void group_prepared(const Phase& phase, int32_t first, int32_t last);
     void fetch_first(const void* op, int32_t first);
+    void prepare_few(const Phase& phase, int32_t number, int32_t first, Local& local);
     void product(const Phase& phase, int32_t number, int32_t first, int32_t last, Local& local);
     void linear(const LinearOp& op, const Rows& x, const int32_t* out_rows, int32_t first, int32_t last);
     void head(const HeadOp& op, const Rows& x, int32_t first, int32_t last);
+    void screen(const HeadOp& op, int32_t first, int32_t last, Local& local);
+    void contenders(const Phase& phase, int32_t number, int32_t first, int32_t last, Local& local);
     void hidden(const HeadOp& op, int32_t first, int32_t last);
     void attention(const Phase& phase, int32_t first, int32_t last, Local& local);
     void experts_in(const ExpertsOp& op, int32_t first, int32_t last);
@@ -299,7 +330,7 @@ bool Runtime::set_up(const Program& given, const Kernels& table, int32_t thread_
     find_tail();
     chunks = arena.take<int32_t>(program.num_ops * 5);
     locals = arena.take<Local>(threads);
-    if (arena.failed || !set_up_attention()) return false;
+    if (arena.failed || !set_up_attention() || !set_up_screen()) return false;
     int64_t scratch = 0;
     for (int32_t i = 0; i < num_plans; ++i) {
         const int64_t needed = attention_scratch(*plans[i].op, *plans[i].op->cache);
@@ -311,6 +342,7 @@ bool Runtime::set_up(const Program& given, const Kernels& table, int32_t thread_
         local.row = arena.take<float>(larger(padded(width), widest));
         local.attention = arena.take<uint8_t>(scratch);
         local.sampling = arena.take<float>(2 * static_cast<int64_t>(program.vocab_size));
+        if (at_least != nullptr) local.slack = arena.take<float>(kFewRows * padded(width) / kTileInputs);
     }
     return !arena.failed;
 }
@@ -350,6 +382,18 @@ bool Runtime::set_up_attention() {
     return !arena.failed;
 }
 
+// Memory for the bounds of a head that can be screened.
+bool Runtime::set_up_screen() {
+    for (int32_t i = 0; i < program.num_ops; ++i) {
+        if (kind_of(program.ops[i]) != kOpHead) continue;
+        const auto& op = *static_cast<const HeadOp*>(program.ops[i]);
+        if (!can_be_screened(op)) continue;
+        at_least = arena.take<float>(kFewRows * static_cast<int64_t>(strips_of(*op.segments)));
+        at_most = arena.take<float>(kFewRows * static_cast<int64_t>(strips_of(*op.segments)));
+    }
+    return !arena.failed;
+}
+
 // --- Planning a step -------------------------------------------------------------------------------------------------
 
 bool Runtime::plan(const Batch& step) {
@@ -365,8 +409,30 @@ bool Runtime::plan(const Batch& step) {
         plan.fused = plan.num_merges == 0 && step.num_tokens == step.num_sequences;
     }
     cut = keep_rows();
+    watch_screen();
     for (int32_t i = 0; i < program.num_ops; ++i) plan_op(i);
-    for (int32_t thread = 0; thread < threads; ++thread) locals[thread].prepared_for = -1;
+    for (int32_t thread = 0; thread < threads; ++thread) locals[thread].prepared_for = locals[thread].thresholds_of = -1;
+    return true;
+}
+
+// Whether screening pays, as the step before tells.
+void Runtime::watch_screen() {
+    if (screen_pause > 0) --screen_pause;
+    int32_t computed = 0;
+    for (int32_t thread = 0; thread < threads; ++thread) {
+        computed += locals[thread].contenders;
+        locals[thread].contenders = 0;
+    }
+    if (computed > screened_strips / kContendersShare) screen_pause = kScreenPause;
+    screened_strips = 0;
+}
+
+bool Runtime::screens(const HeadOp& op) const {
+    if (batch->largest_wanted == nullptr || screen_pause > 0 || !can_be_screened(op)) return false;
+    if (batch->num_logits < 1 || batch->num_logits > kFewRows) return false;
+    for (int32_t row = 0; row < batch->num_logits; ++row) {
+        if (batch->largest_wanted[row] < 1 || batch->largest_wanted[row] > kMostWanted) return false;
+    }
     return true;
 }
 
@@ -472,7 +538,14 @@ void Runtime::plan_op(int32_t index) {
             add_rows(kHiddenRows, op, batch->num_hidden);
             int32_t strips = 0;
             for (int32_t i = 0; i < head.num_segments; ++i) strips += strips_of(head.segments[i]);
-            add_product(op, strips, strip_bytes_of(head.segments[0]), kLogitRows);
+            if (screens(head)) {
+                const int32_t count = product_chunks(strips, strip_bytes_of(head.segments[0]), batch->num_logits);
+                add(kScreen, op, strips, count, 1, -1, kLogitRows);
+                add(kContenders, op, strips, count, 1, -1, kLogitRows);
+                screened_strips = strips;
+            } else {
+                add_product(op, strips, strip_bytes_of(head.segments[0]), kLogitRows);
+            }
             if (head.softcap > 0.0f || head.scale != 1.0f) add_rows(kFinishLogits, op, batch->num_logits);
             break;
         }
@@ -515,6 +588,15 @@ void Runtime::run(int32_t number, int32_t first_chunk, int32_t last_chunk, int32
             break;
         case kProduct:
             product(phase, number, first, last, local);
+            break;
+        case kScreen: {
+            const auto& op = *static_cast<const HeadOp*>(phase.op);
+            prepare_few(phase, number, first, local);
+            screen(op, first, last, local);
+            break;
+        }
+        case kContenders:
+            contenders(phase, number, first, last, local);
             break;
         case kWriteKV:
         case kAttend:
@@ -644,16 +726,24 @@ void Runtime::fetch_first(const void* op, int32_t first) {
     }
 }
 
+// Prepares the rows of phase `number` in this thread's own memory, if that is not done yet; `first` is its first strip.
+void Runtime::prepare_few(const Phase& phase, int32_t number, int32_t first, Local& local) {
+    if (local.prepared_for == number) return;
+    const int32_t count = count_of(phase.rows);
+    fetch_first(phase.op, first);
+    prepare(phase, 0, count, local.rows, local);
+    const Source source = source_of(phase.op);
+    Rows view = shaped(local.rows, count, source.width);
+    if (source.kinds & kRowsI8) kernels->group_outliers(view, 0, count);
+    if (phase.kind == kScreen) {
+        for (int32_t row = 0; row < count; ++row) screen_slack(view, row, local.slack + row * (view.stride / kTileInputs));
+    }
+    local.prepared_for = number;
+}
+
 void Runtime::product(const Phase& phase, int32_t number, int32_t first, int32_t last, Local& local) {
     const int32_t count = count_of(phase.rows);
-    if (phase.few && local.prepared_for != number) {
-        fetch_first(phase.op, first);
-        prepare(phase, 0, count, local.rows, local);
-        const Source source = source_of(phase.op);
-        Rows view = shaped(local.rows, count, source.width);
-        if (source.kinds & kRowsI8) kernels->group_outliers(view, 0, count);
-        local.prepared_for = number;
-    }
+    if (phase.few) prepare_few(phase, number, first, local);
     const Rows& prepared = phase.few ? local.rows : rows;
     if (kind_of(phase.op) == kOpHead) {
         const auto& op = *static_cast<const HeadOp*>(phase.op);
@@ -709,6 +799,45 @@ void Runtime::head(const HeadOp& op, const Rows& x, int32_t first, int32_t last)
     task.epilogue = kStore;
     task.scale = 1.0f;
     over_segments(*kernels, op.segments, op.num_segments, task, first, last);
+}
+
+void Runtime::screen(const HeadOp& op, int32_t first, int32_t last, Local& local) {
+    const Rows x = shaped(local.rows, batch->num_logits, op.width);
+    kernels->screen({op.segments, &x, local.slack, x.count, at_least, at_most, strips_of(*op.segments)}, first, last);
+}
+
+// Computes the strips that may have one of the wanted logits, as a product does; the logits of others become -inf.
+void Runtime::contenders(const Phase& phase, int32_t number, int32_t first, int32_t last, Local& local) {
+    const auto& op = *static_cast<const HeadOp*>(phase.op);
+    const int32_t strips = strips_of(*op.segments);
+    const int32_t rows_in_all = batch->num_logits;
+    if (local.prepared_for != number - 1) prepare_few(phase, number, first, local);
+    if (local.thresholds_of != number) {
+        for (int32_t row = 0; row < rows_in_all; ++row) {
+            local.thresholds[row] = screen_threshold(at_least + row * strips, strips, batch->largest_wanted[row]);
+        }
+        local.thresholds_of = number;
+    }
+    const auto contends = [&](int32_t strip) {
+        bool any = false;
+        for (int32_t row = 0; row < rows_in_all; ++row) any |= at_most[row * strips + strip] >= local.thresholds[row];
+        return any;
+    };
+    for (int32_t strip = first; strip < last;) {
+        const bool computed = contends(strip);
+        const int32_t begin = strip;
+        while (++strip < last && contends(strip) == computed) continue;
+        if (computed) {
+            head(op, shaped(local.rows, rows_in_all, op.width), begin, strip);
+            local.contenders += strip - begin;
+            continue;
+        }
+        const int32_t end = smaller(kTileRows * strip, op.segments->rows);
+        for (int32_t row = 0; row < rows_in_all; ++row) {
+            float* logits = batch->logits + static_cast<int64_t>(row) * program.vocab_size;
+            for (int32_t token = kTileRows * begin; token < end; ++token) logits[token] = -__builtin_inff();
+        }
+    }
 }
 
 // What the head reads, normed and as exact as it is, of rows [first, last) of those that are wanted.

@@ -73,7 +73,7 @@ static inline float kth_largest(const float* x, int32_t count, int32_t k) {
 // Leaves the locally typical set (Meister et al. 2023, arXiv:2202.00666, section 4), and what ties with its last: those
 // first whose surprise -log p is closest to the entropy, until they weigh `goal`. As log p_i = s_i - log(sum w), the
 // distance is that of s_i = (x_i - m) / temperature to its mean under p, `mean_score`.
-static void keep_typical(Candidates& set, const float* logits, float largest, float temperature, double mean_score,
+static inline void keep_typical(Candidates& set, const float* logits, float largest, float temperature, double mean_score,
                          double goal) {
     auto distance = [&](int32_t i) {
         const double score = (logits[set.ids[i]] - largest) / temperature;

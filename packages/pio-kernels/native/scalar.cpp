@@ -7,8 +7,8 @@ namespace pio {
 const Kernels* scalar_kernels() {
     static const Kernels table = {
         "scalar",       scalar::norm,          scalar::prepare,  group_outliers<1>, scalar::embed,
-        scalar::linear, scalar::finish_logits, scalar::write_kv, scalar::attend,    scalar::merge,
-        scalar::sample, 1,
+        scalar::linear, scalar::screen,        scalar::finish_logits, scalar::write_kv, scalar::attend,
+        scalar::merge,  scalar::sample,        1,
     };
     return &table;
 }

@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Q4, Q4_MIN, Q5, Q5_MIN, Q6, Q8, BF16, F16, F32 = range(9)
-QUANTISED = (Q4, Q4_MIN, Q5, Q5_MIN, Q6, Q8)
-FORMATS = ("q4", "q4min", "q5", "q5min", "q6", "q8", "bf16", "f16", "f32")
+Q4, Q4_MIN, Q5, Q5_MIN, Q6, Q8, Q8_SPLIT, BF16, F16, F32 = range(10)
+QUANTISED = (Q4, Q4_MIN, Q5, Q5_MIN, Q6, Q8, Q8_SPLIT)
+FORMATS = ("q4", "q4min", "q5", "q5min", "q6", "q8", "q8split", "bf16", "f16", "f32")
+QUANT_BYTES = {Q4: 256, Q4_MIN: 256, Q5: 320, Q5_MIN: 320, Q6: 384, Q8: 512, Q8_SPLIT: 512}
 STORE, ADD, GATED = range(3)
 NO_ACTIVATION, SILU, GELU_TANH, GELU_ERF = range(4)
 EPSILON = 2.0**-24
@@ -77,6 +79,18 @@ class LinearTask(ctypes.Structure):
     )
 
 
+class ScreenTask(ctypes.Structure):
+    _fields_ = (
+        ("weights", ctypes.POINTER(Segment)),
+        ("x", ctypes.POINTER(Rows)),
+        ("slack", ctypes.c_void_p),
+        ("rows", ctypes.c_int32),
+        ("at_least", ctypes.c_void_p),
+        ("at_most", ctypes.c_void_p),
+        ("strips", ctypes.c_int32),
+    )
+
+
 _VOID_P, _I32, _I64, _F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
 
@@ -88,6 +102,7 @@ class Kernels(ctypes.Structure):
         ("group_outliers", ctypes.CFUNCTYPE(None, ctypes.POINTER(Rows), _I32, _I32)),
         ("embed", ctypes.CFUNCTYPE(None, ctypes.POINTER(Segment), _I64, _F32, _VOID_P)),
         ("linear", ctypes.CFUNCTYPE(None, ctypes.POINTER(LinearTask), _I32, _I32)),
+        ("screen", ctypes.CFUNCTYPE(None, ctypes.POINTER(ScreenTask), _I32, _I32)),
         ("finish_logits", ctypes.CFUNCTYPE(None, _VOID_P, _I64, _F32, _F32)),
         *((name, _VOID_P) for name in ("write_kv", "attend", "merge", "sample")),
         ("rows_at_once", _I32),
@@ -127,6 +142,7 @@ class Matrix:
     """A random matrix in tiles, and what program.h says that it holds.
 
     Attributes:
+        tiles: (strips, tiles, bytes); those of Q8_SPLIT as of Q8.
         quants: (rows, inputs), less the quant of zero; inputs padded to whole tiles.
         scales: (rows, inputs), for each weight its scale.
         minima: (rows, inputs), for each weight its minimum.
@@ -135,11 +151,16 @@ class Matrix:
     format: int
     rows: int
     columns: int
-    strips: NDArray[np.uint8]
+    tiles: NDArray[np.uint8]
     quants: NDArray[np.float64]
     scales: NDArray[np.float64]
     minima: NDArray[np.float64]
     bias: NDArray[np.float32] | None
+
+    @cached_property
+    def strips(self) -> NDArray[np.uint8]:
+        """The matrix as the library takes it."""
+        return _split(self.tiles) if self.format == Q8_SPLIT else self.tiles
 
     @property
     def weights(self) -> NDArray[np.float64]:
@@ -159,7 +180,7 @@ def _per_row(numbers: NDArray[np.float16]) -> NDArray[np.float64]:
 def _quants_of(form: int, tiles: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Quants of (strips, tiles, bytes) as (rows, inputs), by the table in program.h."""
     count = tiles.shape[:2]
-    if form == Q8:
+    if form in (Q8, Q8_SPLIT):
         quants = tiles[..., :512].reshape(*count, 8, 16, 4).astype(np.int64) - 128
     else:
         shared = tiles[..., :256].reshape(*count, 4, 16, 4).astype(np.int64)
@@ -176,10 +197,20 @@ def _quants_of(form: int, tiles: NDArray[np.uint8]) -> NDArray[np.float64]:
     return quants.transpose(0, 3, 1, 2, 4).reshape(16 * strips, 32 * tiles_per_strip).astype(np.float64)
 
 
+def _split(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Tiles of Q8 as program.h has those of Q8_SPLIT, flat."""
+    quants = tiles[..., :512].reshape(-1, 2, 4, 64)  # half, group, lane
+    nibbles = quants[:, 0] >> 4 | quants[:, 1] & 0xF0
+    shifts = 2 * np.arange(4, dtype=np.uint8).reshape(4, 1)
+    middle = ((quants >> 2 & 3) << shifts).sum(2, dtype=np.uint8)
+    lowest = ((quants & 3) << shifts).sum(2, dtype=np.uint8)
+    parts = (nibbles.reshape(-1, 256), middle.reshape(-1, 128), tiles.reshape(-1, 544)[:, 512:])
+    return np.concatenate([np.concatenate(parts, axis=1).reshape(-1), lowest.reshape(-1)])
+
+
 def _random_quantised(rng: np.random.Generator, form: int, strips: int, tiles: int) -> tuple[NDArray[Any], ...]:
-    quant_bytes = {Q4: 256, Q4_MIN: 256, Q5: 320, Q5_MIN: 320, Q6: 384, Q8: 512}[form]
     numbers = 2 if form in (Q4_MIN, Q5_MIN, Q6) else 1
-    quants = rng.integers(0, 256, (strips, tiles, quant_bytes), dtype=np.uint8)
+    quants = rng.integers(0, 256, (strips, tiles, QUANT_BYTES[form]), dtype=np.uint8)
     halves = (rng.standard_normal((strips, tiles, numbers, 16)) * 0.01).astype(np.float16)
     halves[rng.random(halves.shape) < 0.05] = 0
     halves[rng.random(halves.shape) < 0.05] *= np.float16(2.0**-10)  # subnormal
@@ -271,6 +302,10 @@ class Prepared:
         magnitude = np.abs(sums).sum(2) + np.abs(minima).sum(2) + np.abs(self.apart()[rows]) @ np.abs(matrix.weights).T
         return Terms(sums.sum(2) + minima.sum(2) + apart, magnitude, 3 * tiles + int(self.num_outliers.max(initial=0)))
 
+    def kept(self) -> NDArray[np.float64]:
+        """The inputs as they are kept, outliers included, (count, stride)."""
+        return self.values * np.repeat(self.scales.astype(np.float64), 32, axis=1) + self.apart()
+
     def apart(self) -> NDArray[np.float64]:
         """The outliers where they stand, zeros elsewhere, (count, stride)."""
         inputs = np.zeros((self.count, self.stride))
@@ -344,7 +379,7 @@ def rng() -> np.random.Generator:
 # --- Products ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", range(9), ids=FORMATS)
+@pytest.mark.parametrize("form", range(10), ids=FORMATS)
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 15, 130])
 def test_product_is_that_of_the_tiles(kernels: Kernels, rng: np.random.Generator, form: int, count: int) -> None:
     """Every format, over row counts that take every path, is within rounding of the product in double precision."""
@@ -360,7 +395,7 @@ def test_product_is_that_of_the_tiles(kernels: Kernels, rng: np.random.Generator
     assert np.isnan(y[:, 46:]).all()
 
 
-@pytest.mark.parametrize("form", range(9), ids=FORMATS)
+@pytest.mark.parametrize("form", range(10), ids=FORMATS)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (16, 32), (17, 33), (15, 31), (48, 2080), (33, 64)])
 def test_any_shape_will_do(kernels: Kernels, rng: np.random.Generator, form: int, rows: int, columns: int) -> None:
     """Outputs that are no multiple of 16, and inputs that are none of 32, are those of the matrix alone."""
@@ -378,14 +413,14 @@ def test_any_shape_will_do(kernels: Kernels, rng: np.random.Generator, form: int
 def test_largest_sums_do_not_overflow(kernels: Kernels, form: int, sign: int) -> None:
     """Quants and activations at their limits leave no intermediate number's range."""
     matrix = random_matrix(np.random.default_rng(1), form, 16, 64)
-    tile_quants = matrix.strips[..., : {Q4: 256, Q4_MIN: 256, Q5: 320, Q5_MIN: 320, Q6: 384, Q8: 512}[form]]
     for byte in (0x00, 0xFF):
-        tile_quants[...] = byte
-        quants = _quants_of(form, matrix.strips)
+        tiles = matrix.tiles.copy()
+        tiles[..., : QUANT_BYTES[form]] = byte
+        quants = _quants_of(form, tiles)
         x = Prepared(kernels, np.full((9, 64), 2.5 * sign, np.float32))
         assert np.all(x.values == 127 * sign)
         y = np.empty((9, 16), np.float32)
-        filled = Matrix(form, 16, 64, matrix.strips, quants, matrix.scales, matrix.minima, None)
+        filled = Matrix(form, 16, 64, tiles, quants, matrix.scales, matrix.minima, None)
         run_linear(kernels, x, filled, y)
         terms = x.terms(filled, np.arange(9))
         assert np.all(np.abs(y - terms.exact) <= bound(terms))
@@ -464,6 +499,78 @@ def test_no_rows_and_no_strips_write_nothing(kernels: Kernels, rng: np.random.Ge
     y = np.full((1, 16), 5, np.float32)
     run_linear(kernels, x, matrix, y, rows=0)
     np.testing.assert_array_equal(y, 5)
+
+
+# --- Bounds -----------------------------------------------------------------------------------------------------------
+
+
+def screen_bounds(kernels: Kernels, x: Prepared, matrix: Matrix) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What `screen` says of each row and strip: at least, at most; with the slack that screen.h has."""
+    blocks = x.stride // 32
+    slack = (1.5 * np.abs(x.values.reshape(x.count, blocks, 32).astype(np.float64)).sum(2) + 0.5) * x.scales
+    slack += 1.5 * np.abs(x.apart()).reshape(x.count, blocks, 32).sum(2)
+    slack = np.ascontiguousarray(slack * (1 + 6e-5 * (blocks + 1)), np.float32)
+    strips = -(-matrix.rows // 16)
+    bounds = np.full((2, x.count, strips), np.nan, np.float32)
+    segment = matrix.segment()
+    task = ScreenTask(
+        ctypes.pointer(segment), ctypes.pointer(x.rows), slack.ctypes.data, x.count,
+        bounds[0].ctypes.data, bounds[1].ctypes.data, strips,
+    )  # fmt: skip
+    kernels.screen(task, 0, strips // 2)
+    kernels.screen(task, strips // 2, strips)
+    return bounds[0], bounds[1]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize(("rows", "columns"), [(16, 32), (41, 33), (129, 1024)])
+def test_products_lie_within_their_bounds(
+    kernels: Kernels, rng: np.random.Generator, count: int, rows: int, columns: int
+) -> None:
+    """The largest product of a strip reaches the lower bound, none exceeds the upper one; and bounds are no wider than
+    the two bits that are not read can make them.
+    """
+    matrix = random_matrix(rng, Q8_SPLIT, rows, columns)
+    x = rng.standard_normal((count, columns)).astype(np.float32)
+    x[:, ::50] *= 30  # outliers
+    prepared = Prepared(kernels, x)
+    at_least, at_most = screen_bounds(kernels, prepared, matrix)
+    y = np.full((count, rows), np.nan, np.float32)
+    run_linear(kernels, prepared, matrix, y)
+    widths = 1.5 * np.abs(prepared.kept()) @ np.abs(matrix.scales).T
+    for strip in range(-(-rows // 16)):
+        largest = y[:, 16 * strip : 16 * strip + 16].max(1)
+        width = widths[:, 16 * strip : 16 * strip + 16].max(1)
+        assert np.all(at_least[:, strip] <= largest)
+        assert np.all(at_most[:, strip] >= largest)
+        assert np.all(at_most[:, strip] - at_least[:, strip] <= 4.2 * width + 1e-6)
+
+
+def test_bounds_hold_at_their_edges(kernels: Kernels) -> None:
+    """Lower bits that all pull one way, of weights with scales of either sign: bounds are reached, and not crossed."""
+    rng = np.random.default_rng(5)
+    for low in (0, 3):
+        for sign in (-1, 1):
+            matrix = random_matrix(rng, Q8_SPLIT, 16, 96)
+            tiles = matrix.tiles.copy()
+            tiles[..., :512] = tiles[..., :512] & 0xFC | low
+            matrix = Matrix(Q8_SPLIT, 16, 96, tiles, _quants_of(Q8_SPLIT, tiles), matrix.scales, matrix.minima, None)
+            x = Prepared(kernels, sign * np.abs(rng.standard_normal((1, 96))).astype(np.float32))
+            at_least, at_most = screen_bounds(kernels, x, matrix)
+            y = np.empty((1, 16), np.float32)
+            run_linear(kernels, x, matrix, y)
+            assert at_least[0, 0] <= y.max() <= at_most[0, 0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nothing_is_ruled_out_by_what_is_no_number(kernels: Kernels, rng: np.random.Generator, value: float) -> None:
+    """A row that is not finite may have any product: no strip is below another one."""
+    matrix = random_matrix(rng, Q8_SPLIT, 40, 64)
+    x = rng.standard_normal((1, 64)).astype(np.float32)
+    x[0, 40] = value
+    at_least, at_most = screen_bounds(kernels, Prepared(kernels, x), matrix)
+    assert np.all(at_least == -np.inf)
+    assert np.all(at_most == np.inf)
 
 
 # --- Rows -------------------------------------------------------------------------------------------------------------
@@ -591,7 +698,7 @@ def test_norm_is_that_of_the_paper(kernels: Kernels, rng: np.random.Generator, c
     np.testing.assert_array_equal(x, y[:columns])
 
 
-@pytest.mark.parametrize("form", range(9), ids=FORMATS)
+@pytest.mark.parametrize("form", range(10), ids=FORMATS)
 def test_embed_reads_one_row(kernels: Kernels, rng: np.random.Generator, form: int) -> None:
     """Each row of a packed table, scaled."""
     matrix = random_matrix(rng, form, 35, 70)

@@ -28,4 +28,4 @@ def test_neon_agrees_with_the_scalar_kernels(tmp_path: Path) -> None:
     subprocess.run([*command, *flags, *map(str, sources), "-o", str(program)], check=True, capture_output=True)
     done = subprocess.run([emulator, str(program)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    assert done.stdout == "neon: 380738 numbers agree\n"
+    assert done.stdout == "neon: 423886 numbers agree\n"

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 gguf = pytest.importorskip("gguf", reason="gguf-py is the oracle of the block formats")
 
-Q4, Q4_MIN, Q5, Q5_MIN, Q6, Q8, BF16, F16, F32 = range(9)
-TILE_BYTES = (288, 320, 352, 384, 448, 544, 1024, 1024, 2048)
+Q4, Q4_MIN, Q5, Q5_MIN, Q6, Q8, Q8_SPLIT, BF16, F16, F32 = range(10)
+TILE_BYTES = (288, 320, 352, 384, 448, 544, 544, 1024, 1024, 2048)
 ENCODINGS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13,
              "Q6_K": 14, "BF16": 30}  # fmt: skip
 TILES = {"Q4_0": Q4, "Q4_1": Q4_MIN, "Q5_0": Q5, "Q5_1": Q5_MIN, "Q8_0": Q8, "Q4_K": Q4_MIN, "Q5_K": Q5_MIN,
@@ -29,6 +29,8 @@ class Tiles:
 
     def __init__(self, form: int, strips: NDArray[np.uint8], rows: int, columns: int) -> None:
         tiles = -(-columns // 32)
+        if form == Q8_SPLIT:
+            form, strips = Q8, eight_bit_tiles(strips)
         self.form = form
         self.tiles = strips.reshape(-1, tiles, TILE_BYTES[form])
         self.all = np.array([[self._weight(row, i) for i in range(32 * tiles)] for row in range(16 * len(self.tiles))])
@@ -60,6 +62,21 @@ class Tiles:
             quant |= (int(tile[256 + 64 * (g // 4) + lane]) >> 2 * (g % 4) & 3) << 4
             end = 384
         return quant, tile[end:].view(np.float16).astype(np.float32)
+
+
+def eight_bit_tiles(split: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The tiles of Q8 that those of Q8_SPLIT stand for, one byte at a time."""
+    count = len(split) // 544
+    tiles = np.empty((count, 544), np.uint8)
+    for number in range(count):
+        upper, low = split[416 * number :][:416], split[416 * count + 128 * number :][:128]
+        for g in range(8):
+            for lane in range(64):
+                nibble = upper[64 * (g % 4) + lane] >> 4 * (g // 4) & 15
+                at, shift = 64 * (g // 4) + lane, 2 * (g % 4)
+                tiles[number, 64 * g + lane] = nibble << 4 | (upper[256 + at] >> shift & 3) << 2 | low[at] >> shift & 3
+        tiles[number, 512:] = upper[384:]
+    return tiles.reshape(-1)
 
 
 def pack(
@@ -117,6 +134,22 @@ def test_blocks_keep_their_values(library: ctypes.CDLL, name: str, rows: int) ->
     else:
         np.testing.assert_array_equal(tiles.matrix, expected)
     np.testing.assert_array_equal(tiles.all[rows:], 0)
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "F32", "F16", "BF16"])
+@pytest.mark.parametrize("rows", [16, 21, 48])
+def test_eight_bits_are_taken_apart(library: ctypes.CDLL, name: str, rows: int) -> None:
+    """Split tiles stand for the same bytes as whole ones, whatever they are made from and in however many calls."""
+    if name == "Q8_0":
+        stored = random_blocks(name, rows, 96, rows)
+    else:
+        values = np.random.default_rng(rows).standard_normal((rows, 96)).astype(np.float32)
+        stored = stored_numbers(name, values)
+    code, whole = pack(library, Q8, ENCODINGS[name], stored, rows, 96)
+    assert code == 0
+    code, split = pack(library, Q8_SPLIT, ENCODINGS[name], stored, rows, 96)
+    assert code == 0
+    np.testing.assert_array_equal(eight_bit_tiles(split), whole)
 
 
 def _minima_of(name: str, stored: NDArray[np.uint8], rows: int) -> NDArray[np.float32]:
@@ -217,7 +250,7 @@ def test_numbers_beyond_eight_bits_are_refused(library: ctypes.CDLL, value: floa
 def test_pairs_without_a_way_are_refused(library: ctypes.CDLL) -> None:
     """An encoding that a tile does not take, an unknown one, or a part of a block: nothing is written."""
     stored = np.zeros(1 << 14, np.uint8)
-    cases = [(Q8, ENCODINGS["Q4_0"], 32), (Q4, 0, 32), (9, 0, 32), (Q4, 99, 32), (Q4, 2, 33), (Q6, 14, 128)]
+    cases = [(Q8, ENCODINGS["Q4_0"], 32), (Q4, 0, 32), (10, 0, 32), (Q4, 99, 32), (Q4, 2, 33), (Q6, 14, 128)]
     for form, encoding, columns in cases:
         out = np.full(1 << 14, 7, np.uint8)
         code = library.pio_pack(
@@ -238,5 +271,5 @@ def test_pairs_without_a_way_are_refused(library: ctypes.CDLL) -> None:
 def test_tile_bytes_are_those_of_the_table(library: ctypes.CDLL) -> None:
     """Sizes per format, -1 for what is none."""
     library.pio_tile_bytes.restype = ctypes.c_int64
-    assert tuple(library.pio_tile_bytes(form) for form in range(9)) == TILE_BYTES
-    assert library.pio_tile_bytes(9) == -1
+    assert tuple(library.pio_tile_bytes(form) for form in range(10)) == TILE_BYTES
+    assert library.pio_tile_bytes(10) == -1

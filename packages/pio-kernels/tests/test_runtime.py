@@ -18,6 +18,7 @@ from inference_pio.interfaces import (
     UnsupportedError,
 )
 from inference_pio.kernels import Interpreter, ProgramBuilder, Runtime, instruction_sets, measure_limits, page_bytes
+from inference_pio.kernels._tiles import split
 
 USABLE = [each.name for each in instruction_sets() if each.usable]
 FULL = LayerGroup(kind="full", window=None, layers=(0, 1))
@@ -283,6 +284,109 @@ def test_hidden_states_of_any_rows_beside_logits_of_any(small, rows, hidden):
     np.testing.assert_allclose(runtime.hidden_states(), states[hidden], rtol=1e-5, atol=1e-6)
 
 
+@pytest.fixture(params=USABLE)
+def wide(request, random_parameters, make_paging):
+    """A runtime of a model with a head of 8 bits over a vocabulary that is worth screening, and its bookkeeping."""
+    program = dense(vocab=2005, width=128, tied=True)
+    paging = make_paging(np.random.default_rng(11), [FULL], page_size=16, vocab_size=program.vocab_size)
+    parameters = random_parameters(program, np.random.default_rng(12), "Q8_0")
+    options = {"page_size": 16, "kv_format": "f32", "max_tokens": 32, "isa": request.param, "threads": 2}
+    with Runtime(program, parameters, paging.caches, [FULL], **options) as runtime:
+        yield runtime, paging
+
+
+def wanting(batch, *largest):
+    """The same step with so many of the largest logits wanted of each row."""
+    return dataclasses.replace(batch, largest_wanted=np.array(largest, dtype=np.int32))
+
+
+@pytest.mark.parametrize("largest", [(1,), (7,), (64,), (1, 1), (3, 1, 20), (1, 2, 3, 4)], ids=str)
+def test_the_largest_logits_are_those_of_all(wide, largest):
+    """Bit by bit, and whatever else there is, is -inf or itself; with a few wanted, most of the head is left out."""
+    runtime, paging = wide
+    left_out = 0
+    for length in (3, 1, 1, 5):
+        batch = paging.batch(dict.fromkeys(range(len(largest)), length))
+        every = runtime.step(batch).copy()
+        some = runtime.step(wanting(batch, *largest))
+        for row, expected, count in zip(some, every, largest, strict=True):
+            wanted = expected >= np.sort(expected)[-count]
+            np.testing.assert_array_equal(row[wanted], expected[wanted])
+            assert np.all((row == expected) | (row == -np.inf))
+            left_out += np.count_nonzero(row == -np.inf)
+    assert left_out > 4 * len(largest) * 1500 or max(largest) > 1
+
+
+@pytest.mark.parametrize("largest", [(0,), (-1,), (65,), (2005,), (1, 0), (1, 1, 1, 1, 1)], ids=str)
+def test_all_logits_are_there_where_many_are_wanted(wide, largest):
+    """None of a row that wants all, or more than is worth asking for; and many rows have the whole head read."""
+    runtime, paging = wide
+    batch = paging.batch(dict.fromkeys(range(len(largest)), 2))
+    every = runtime.step(batch).copy()
+    np.testing.assert_array_equal(runtime.step(wanting(batch, *largest)), every)
+
+
+def test_tokens_are_drawn_from_the_largest_as_from_all(wide):
+    """What is chosen greedily, or among the most likely, does not depend on whether the others are known."""
+    runtime, paging = wide
+    for step in range(20):
+        batch = paging.batch({0: 1, 1: 1})
+        draws = sampling(2, temperature=np.array([0, 0.7], dtype=np.float32), top_k=np.array([0, 5], dtype=np.int32),
+                         top_p=np.full(2, 0.9, dtype=np.float32), uniforms=np.array([0, step / 20]))  # fmt: skip
+        expected = runtime.sample(runtime.step(batch), draws)
+        np.testing.assert_array_equal(runtime.sample(runtime.step(wanting(batch, 1, 5)), draws), expected)
+
+
+def eight_bit_strips(quants):
+    """A matrix of quants (rows, columns), multiples of 16 and 32, in tiles of Q8 with scales of 2^-8, flat."""
+    strips, tiles = quants.shape[0] // 16, quants.shape[1] // 32
+    grouped = quants.reshape(strips, 16, tiles, 8, 4).transpose(0, 2, 3, 1, 4).reshape(strips, tiles, 512)
+    scales = np.full((strips, tiles, 16), 2.0**-8, dtype=np.float16).view(np.uint8)
+    return np.concatenate([grouped.astype(np.uint8), scales], axis=2).reshape(-1)
+
+
+@pytest.mark.parametrize("isa", USABLE)
+def test_the_most_likely_is_found_where_its_upper_bits_speak_against_it(isa, random_parameters, make_paging):
+    """One token whose bits that are not read at first all speak for it, beside one of which they all speak against it:
+    by their upper bits alone it seems less likely by nearly all that the others could make up for.
+    """
+    program = dense(vocab=2048, width=128)
+    paging = make_paging(np.random.default_rng(14), [FULL], page_size=16, vocab_size=program.vocab_size)
+    parameters = random_parameters(program, np.random.default_rng(14), weights="int8")
+    options = {"page_size": 16, "kv_format": "f32", "max_tokens": 32, "isa": isa}
+    with Runtime(program, parameters, paging.caches, [FULL], **options) as runtime:
+        batch = dataclasses.replace(paging.batch({0: 3}), hidden_rows=np.array([2]))
+        runtime.step(batch)
+        hidden = runtime.hidden_states()[0].copy()
+        signs, magnitudes = np.sign(hidden), np.abs(hidden)
+        quants = np.tile(128 - 40 * signs, (2048, 1))
+        quants[5] = 128 + 8 * signs + np.where(signs > 0, 0, 3)
+        order = np.argsort(-magnitudes)
+        weaker = np.zeros(128, dtype=bool)
+        weaker[order] = np.cumsum(magnitudes[order]) < 0.74 * magnitudes.sum()
+        quants[777] = 128 + 8 * signs + np.where(signs > 0, 3, 0) - 4 * signs * weaker
+        (head,) = parameters.segments("head")
+        parameters.strips(head)[:] = split(eight_bit_strips(quants), 128)
+        every = runtime.step(batch)[0].copy()
+        assert every.argmax() == 777
+        some = runtime.step(wanting(batch, 1))[0]
+        assert some[777] == every[777]
+        assert np.count_nonzero(some == -np.inf) == 2048 - 2 * 16
+        np.testing.assert_array_equal(runtime.hidden_states()[0], hidden)
+
+
+def test_equal_logits_leave_nothing_out(random_parameters, make_paging):
+    """Where every token is as likely as any other, all are among the most likely, in every step."""
+    program = dense(vocab=1024, width=64)
+    paging = make_paging(np.random.default_rng(13), [FULL], page_size=16, vocab_size=program.vocab_size)
+    parameters = random_parameters(program, np.random.default_rng(13), weights="int8")
+    (head,) = parameters.segments("head")
+    parameters.strips(head)[:] = 0
+    with Runtime(program, parameters, paging.caches, [FULL], page_size=16, max_tokens=32) as runtime:
+        for _ in range(3):
+            np.testing.assert_array_equal(runtime.step(wanting(paging.batch({0: 1}), 1)), np.zeros((1, 1024)))
+
+
 def test_a_step_that_asks_for_no_hidden_states_has_none(small):
     """Those of the step before are gone."""
     runtime, paging = small
@@ -438,6 +542,8 @@ def test_tables_too_short_for_a_sequence_are_refused(small):
         ("query_starts", lambda a: a[:-1], r"query_starts must be int32 \(3,\)"),
         ("logit_rows", lambda a: a[:, None], "logit_rows must be int64"),
         ("hidden_rows", lambda _: np.arange(2, dtype=np.int32), r"hidden_rows must be int64 \(2,\), got int32"),
+        ("largest_wanted", lambda _: np.ones(2), r"largest_wanted must be int32 \(2,\), got float64"),
+        ("largest_wanted", lambda _: np.ones(1, dtype=np.int32), r"largest_wanted must be int32 \(2,\), got int32"),
         ("slot_mapping", lambda a: np.repeat(a, 2)[::2], "slot_mapping must be int64 .* with gaps"),
         ("block_tables", lambda a: a[0], r"block_tables must be int32 \(2, 2\), got int32 \(2,\)"),
         ("others", lambda _: (None,), "tables of 2 groups, the cache has 1"),

@@ -11,7 +11,7 @@ namespace {
 //   sum_k d (q_k - zero) s v_k = d s sum_k (q_k - zero) v_k        the last sum in integers, half block by half block
 //   sum_k m s v_k              = m (s sum_k v_k)                   the offset of the block
 // Outliers are not in it, but for the offset.
-float tile_product(uint32_t format, const uint8_t* tile, int r, const Rows& x, int64_t row, int32_t block) {
+float tile_product(uint32_t format, const TilePlace& tile, int r, const Rows& x, int64_t row, int32_t block) {
     const int64_t first = row * x.stride + kTileInputs * block;
     float y = 0.0f;
     if (format >= kTileBF16) {
@@ -31,11 +31,12 @@ float tile_product(uint32_t format, const uint8_t* tile, int r, const Rows& x, i
 }
 
 // The outliers' share, d (q - zero) x each. What a minimum takes of them is in the offsets.
-float outliers_product(uint32_t format, const uint8_t* strip, int r, const Rows& x, int64_t row) {
+float outliers_product(const Segment& weights, int32_t strip, int r, const Rows& x, int64_t row) {
+    const uint32_t format = weights.format;
     float y = 0.0f;
     for (int32_t i = 0; i < x.num_outliers[row]; ++i) {
         const Outlier& outlier = x.outliers[row * (x.stride / 32) + i];
-        const uint8_t* tile = strip + outlier.input / kTileInputs * tile_bytes(format);
+        const TilePlace tile = tile_at(weights, strip, outlier.input / kTileInputs);
         const int k = outlier.input % kTileInputs;
         y += scale(format, tile, r, k) * static_cast<float>(quant(format, tile, r, k)) * outlier.value;
     }
@@ -44,13 +45,11 @@ float outliers_product(uint32_t format, const uint8_t* strip, int r, const Rows&
 
 // W x + b for output 16 * strip + r
 float product(const Segment& weights, int32_t strip, int r, const Rows& x, int64_t row) {
-    const int32_t tiles = x.stride / kTileInputs;
-    const uint8_t* tile = weights.strips + static_cast<int64_t>(strip) * tiles * tile_bytes(weights.format);
     float y = 0.0f;
-    for (int32_t block = 0; block < tiles; ++block, tile += tile_bytes(weights.format)) {
-        y += tile_product(weights.format, tile, r, x, row, block);
+    for (int32_t block = 0; block < x.stride / kTileInputs; ++block) {
+        y += tile_product(weights.format, tile_at(weights, strip, block), r, x, row, block);
     }
-    if (weights.format <= kTileQ8) y += outliers_product(weights.format, tile - tiles * tile_bytes(weights.format), r, x, row);
+    if (weights.format < kTileBF16) y += outliers_product(weights, strip, r, x, row);
     return weights.bias ? y + weights.bias[kTileRows * strip + r] : y;
 }
 

@@ -325,6 +325,27 @@ void pack_numbers(const Matrix& matrix, int32_t strip, int32_t tile_number, uint
     }
 }
 
+// Takes a tile of kTileQ8 apart into one of kTileQ8Split.
+void put_split(const uint8_t* eight_bits, uint8_t* tile, uint8_t* low) {
+    for (int lane = 0; lane < 64; ++lane) {
+        const uint8_t* quants = eight_bits + lane;  // 64 bytes from one group to the next
+        for (int g = 0; g < 4; ++g) {
+            tile[64 * g + lane] = static_cast<uint8_t>(quants[64 * g] >> 4 | (quants[64 * (g + 4)] & 0xf0));
+        }
+        for (int half = 0; half < 2; ++half) {
+            int middle = 0, lowest = 0;
+            for (int g = 0; g < 4; ++g) {
+                const int quant = quants[64 * (4 * half + g)];
+                middle |= (quant >> 2 & 3) << 2 * g;
+                lowest |= (quant & 3) << 2 * g;
+            }
+            tile[256 + 64 * half + lane] = static_cast<uint8_t>(middle);
+            low[64 * half + lane] = static_cast<uint8_t>(lowest);
+        }
+    }
+    __builtin_memcpy(tile + 384, eight_bits + 512, 32);
+}
+
 template <typename Block>
 PackTile from_blocks(uint32_t format, int32_t columns) {
     return format == Block::kTile && columns % Block::kElements == 0 ? pack_blocks<Block> : nullptr;
@@ -368,16 +389,22 @@ int64_t pio_tile_bytes(uint32_t tile_format) {
 int32_t pio_pack(uint32_t tile_format, int32_t encoding, const uint8_t* stored, int32_t rows, int32_t columns,
                  const int32_t* row_order, uint8_t* strips, int32_t first_strip, int32_t last_strip) {
     using namespace pio::scalar;
-    const PackTile pack_tile = packer(tile_format, encoding, columns);
+    const bool split = tile_format == kTileQ8Split;
+    const PackTile pack_tile = packer(split ? kTileQ8 : tile_format, encoding, columns);
     if (!pack_tile) return -1;
     const Matrix matrix = {stored, rows, columns, row_order};
     const int64_t bytes = tile_bytes(tile_format);
+    const int64_t stride = split ? bytes - kSplitLowBytes : bytes;
+    uint8_t* const low = strips + static_cast<int64_t>((rows + kTileRows - 1) / kTileRows) * matrix.tiles() * stride;
     Packing packing;
     for (int32_t strip = first_strip; strip < last_strip; ++strip) {
         for (int32_t number = 0; number < matrix.tiles(); ++number) {
-            uint8_t* tile = strips + (static_cast<int64_t>(strip) * matrix.tiles() + number) * bytes;
-            if (matrix.strip_rows(strip) < kTileRows) __builtin_memset(tile, 0, bytes);
+            const int64_t place = static_cast<int64_t>(strip) * matrix.tiles() + number;
+            uint8_t eight_bits[544];
+            uint8_t* tile = split ? eight_bits : strips + place * stride;
+            if (matrix.strip_rows(strip) < kTileRows) __builtin_memset(tile, 0, static_cast<size_t>(bytes));
             pack_tile(matrix, strip, number, tile, packing);
+            if (split) put_split(eight_bits, strips + place * stride, low + place * kSplitLowBytes);
         }
     }
     return packing.overflow ? -2 : 0;

@@ -12,6 +12,7 @@ void norm(const float* x, const Norm& norm, int32_t columns, float* y);
 void prepare(const float* x, uint32_t kinds, int32_t row, Rows& out);
 void embed(const Segment& table, int64_t row, float scale, float* y);
 void linear(const LinearTask& task, int32_t first_strip, int32_t last_strip);
+void screen(const ScreenTask& task, int32_t first_strip, int32_t last_strip);
 void finish_logits(float* y, int64_t n, float scale, float softcap);
 
 void write_kv(const AttentionTask& task, int32_t row, int32_t kv_head);

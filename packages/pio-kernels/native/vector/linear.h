@@ -23,13 +23,15 @@ static_assert(kRowBlock % kMaxRows == 0, "blocks are of whole groups of rows");
 // What program.h says of a format: bits of a quant, the quant of value zero, minima, scales per half block.
 template <uint32_t Format>
 struct TileTraits {
-    static constexpr bool kQuantised = Format <= kTileQ8;
+    static constexpr bool kQuantised = Format < kTileBF16;
+    static constexpr bool kSplit = Format == kTileQ8Split;
     static constexpr bool kMinima = Format == kTileQ4Min || Format == kTileQ5Min;
     static constexpr bool kHalves = Format == kTileQ6;
     static constexpr int kBits = Format <= kTileQ4Min ? 4 : Format <= kTileQ5Min ? 5 : Format == kTileQ6 ? 6 : 8;
     static constexpr int kZero = kMinima ? 0 : kBits == 8 ? kEightBitZero : 1 << (kBits - 1);
     static constexpr float kStoredZero = kMinima ? 0.0f : 1 << (kBits - 1);
-    static constexpr int kQuantBytes = 64 * kBits;
+    static constexpr int kLowBytes = kSplit ? 128 : 0;  // behind all tiles, for each
+    static constexpr int kQuantBytes = 64 * kBits - kLowBytes;
     static constexpr int kBytes = Format == kTileF32    ? 2048
                                   : Format >= kTileBF16 ? 1024
                                                         : kQuantBytes + 32 * (1 + (kMinima || kHalves));
@@ -48,13 +50,19 @@ struct Tile {
     F32x16 second;  // minimum, or scale of the second half
 };
 
+// Bits 2 (g % 4) and the next of the bytes that groups of inputs share, at their place `at` in the quants of input k.
+PIO_INLINE F32x16 pairs_of_input(const uint8_t* pairs, int k, float at) {
+    const int group = k / 4;
+    return multiply(to_float(bits_at(pairs + 64 * (group / 4), 8 * (k % 4) + 2 * (group % 4), 3)), broadcast(at));
+}
+
 // d (q - zero) of input k of each row. Minima are not in it: an outlier is part of the offset that they multiply.
 template <uint32_t Format>
-PIO_INLINE F32x16 weights_of_input(const uint8_t* tile, int k) {
+PIO_INLINE F32x16 weights_of_input(const uint8_t* tile, const uint8_t* low, int k) {
     using Traits = TileTraits<Format>;
     const int group = k / 4, byte = 8 * (k % 4);
     F32x16 quants;
-    if constexpr (Traits::kBits == 8) {
+    if constexpr (Format == kTileQ8) {
         quants = to_float(bits_at(tile + 64 * group, byte, 255));
     } else {
         quants = to_float(bits_at(tile + 64 * (group % 4), byte + 4 * (group / 4), 15));
@@ -62,9 +70,10 @@ PIO_INLINE F32x16 weights_of_input(const uint8_t* tile, int k) {
     if constexpr (Traits::kBits == 5) {
         quants = multiply_add(to_float(bits_at(tile + 256, byte + group, 1)), broadcast(16.0f), quants);
     }
-    if constexpr (Traits::kBits == 6) {
-        const F32x16 upper = to_float(bits_at(tile + 256 + 64 * (group / 4), byte + 2 * (group % 4), 3));
-        quants = multiply_add(upper, broadcast(16.0f), quants);
+    if constexpr (Traits::kBits == 6) quants = add(quants, pairs_of_input(tile + 256, k, 16.0f));
+    if constexpr (Traits::kSplit) {
+        quants = multiply_add(quants, broadcast(16.0f), pairs_of_input(tile + 256, k, 4.0f));
+        quants = add(quants, pairs_of_input(low, k, 1.0f));
     }
     const F32x16 scale = load_f16(tile + Traits::kQuantBytes + (Traits::kHalves && k >= 16 ? 32 : 0));
     return multiply(scale, subtract(quants, broadcast(Traits::kStoredZero)));
@@ -95,11 +104,40 @@ PIO_INLINE void insert_upper_pairs(Bytes64 upper, Bytes64* quants) {
     if constexpr (Group < 3) insert_upper_pairs<Group + 1>(upper, quants);
 }
 
+// Quants of kTileQ8Split; without `low`, zeros stand for their lower two bits. Bits 2 and 3 of groups 1 and 3 of a half are
+// where they belong, in the low or the high half of their bytes; those of groups 0 and 2 are two places below.
+template <bool kLow>
+PIO_INLINE void unpack_split(const uint8_t* tile, const uint8_t* low, Bytes64* quants) {
+    const Bytes64 middle = broadcast_byte(0xcc), upper = broadcast_byte(0xf0);
+PIO_UNROLL
+    for (int half = 0; half < 2; ++half) {
+        const Bytes64 pairs = load_bytes(tile + 256 + 64 * half);
+        Bytes64 odd, even;
+        if constexpr (kLow) {
+            const Bytes64 lowest = load_bytes(low + 64 * half);
+            odd = select_bits(middle, pairs, shift<-2>(lowest));
+            even = select_bits(middle, shift<2>(pairs), lowest);
+        } else {
+            odd = bit_and(pairs, middle);
+            even = bit_and(shift<2>(pairs), middle);
+        }
+        const Bytes64 lower[4] = {even, odd, shift<-4>(even), shift<-4>(odd)};
+PIO_UNROLL
+        for (int g = 0; g < 4; ++g) {
+            const Bytes64 both = load_bytes(tile + 64 * g);
+            const Bytes64 quant = select_bits(upper, half == 0 ? shift<4>(both) : both, lower[g]);
+            quants[4 * half + g] = eight_bit_quants(quant);
+        }
+    }
+}
+
 template <uint32_t Format>
-PIO_INLINE Tile unpack(const uint8_t* bytes) {
+PIO_INLINE Tile unpack(const uint8_t* bytes, const uint8_t* low) {
     using Traits = TileTraits<Format>;
     Tile tile;
-    if constexpr (Traits::kBits == 8) {
+    if constexpr (Traits::kSplit) {
+        unpack_split<true>(bytes, low, tile.quants);
+    } else if constexpr (Traits::kBits == 8) {
 PIO_UNROLL
         for (int g = 0; g < 8; ++g) tile.quants[g] = eight_bit_quants(load_bytes(bytes + 64 * g));
     } else {
@@ -149,34 +187,60 @@ PIO_UNROLL
 // The sums below keep rows' addresses and accumulators in variables of their own: what a caller's array holds, the
 // compiler would have to write back after each tile.
 
+// What a product reads of one strip.
+struct Strip {
+    const uint8_t* tiles;
+    const uint8_t* low;  // of kTileQ8Split
+};
+
+template <uint32_t Format>
+PIO_INLINE Strip strip_at(const Segment& weights, int32_t strip, int32_t tiles) {
+    using Traits = TileTraits<Format>;
+    const int64_t place = static_cast<int64_t>(strip) * tiles;
+    const uint8_t* low = nullptr;
+    if constexpr (Traits::kSplit) {
+        const int64_t all_tiles = static_cast<int64_t>((weights.rows + kTileRows - 1) / kTileRows) * tiles;
+        low = weights.strips + all_tiles * Traits::kBytes + place * Traits::kLowBytes;
+    }
+    return {weights.strips + place * Traits::kBytes, low};
+}
+
+// weights_of_input of an input of the whole row
+template <uint32_t Format>
+PIO_INLINE F32x16 weights_at(const Strip& strip, int32_t input) {
+    using Traits = TileTraits<Format>;
+    const int32_t tile = input / 32;
+    return weights_of_input<Format>(strip.tiles + tile * Traits::kBytes, strip.low + tile * Traits::kLowBytes, input % 32);
+}
+
 // acc + what the outliers of a row add
 template <uint32_t Format>
-PIO_INLINE F32x16 add_outliers(const uint8_t* strip, const Rows& x, int64_t row, F32x16 acc) {
+PIO_INLINE F32x16 add_outliers(const Strip& strip, const Rows& x, int64_t row, F32x16 acc) {
     const Outlier* outlier = x.outliers + row * (x.stride / 32);
     const Outlier* end = outlier + x.num_outliers[row];
     for (; outlier != end; ++outlier) {
-        const uint8_t* tile = strip + outlier->input / 32 * TileTraits<Format>::kBytes;
-        acc = multiply_add(weights_of_input<Format>(tile, outlier->input % 32), broadcast(outlier->value), acc);
+        const F32x16 weights = weights_at<Format>(strip, outlier->input);
+        acc = multiply_add(weights, broadcast(outlier->value), acc);
     }
     return acc;
 }
 
 // The same for M rows from `row` on, a group of group_outliers.
 template <uint32_t Format, int M>
-PIO_INLINE void add_outlier_columns(const uint8_t* strip, const Rows& x, int64_t row, F32x16* acc) {
+PIO_INLINE void add_outlier_columns(const Strip& strip, const Rows& x, int64_t row, F32x16* acc) {
     const OutlierColumn* column = x.outlier_columns + row * (x.stride / 32);
     const OutlierColumn* end = column + x.num_outlier_columns[row];
     for (; column != end; ++column) {
-        const uint8_t* tile = strip + column->input / 32 * TileTraits<Format>::kBytes;
-        const F32x16 weights = weights_of_input<Format>(tile, column->input % 32);
+        const F32x16 weights = weights_at<Format>(strip, column->input);
 PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = multiply_add(weights, broadcast(column->values[m]), acc[m]);
     }
 }
 
 template <uint32_t Format, int M>
-PIO_INLINE void sum_quantised(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* sums) {
+PIO_INLINE void sum_quantised(const Strip& strip, const Rows& x, const int64_t* rows, F32x16* sums) {
     constexpr int kBytes = TileTraits<Format>::kBytes;
+    constexpr int kLowBytes = TileTraits<Format>::kLowBytes;
     const int32_t blocks = x.stride / 32;
     const QuantBlock* inputs[M];
     F32x16 acc[M];
@@ -184,10 +248,11 @@ PIO_INLINE void sum_quantised(const uint8_t* strip, const Rows& x, const int64_t
         inputs[m] = x.blocks + rows[m] * blocks;
         acc[m] = zeros();
     }
-    const uint8_t* bytes = strip;
-    for (int32_t block = 0; block < blocks; ++block, bytes += kBytes) {
+    const uint8_t* bytes = strip.tiles;
+    const uint8_t* low = strip.low;
+    for (int32_t block = 0; block < blocks; ++block, bytes += kBytes, low += kLowBytes) {
         prefetch_ahead<M, kBytes>(bytes);
-        const Tile tile = unpack<Format>(bytes);
+        const Tile tile = unpack<Format>(bytes, low);
 PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = add_block<Format>(tile, inputs[m][block], acc[m]);
     }
@@ -244,13 +309,13 @@ PIO_UNROLL
 
 // sums[m] = W x[rows[m]] for the sixteen outputs of a strip
 template <uint32_t Format, int M>
-__attribute__((noinline)) void strip_product(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* sums) {
+__attribute__((noinline)) void strip_product(const Strip& strip, const Rows& x, const int64_t* rows, F32x16* sums) {
     if constexpr (TileTraits<Format>::kQuantised) {
         sum_quantised<Format, M>(strip, x, rows, sums);
     } else if constexpr (Format == kTileBF16) {
-        sum_bf16<M>(strip, x, rows, sums);
+        sum_bf16<M>(strip.tiles, x, rows, sums);
     } else {
-        sum_float<Format, M>(strip, x, rows, sums);
+        sum_float<Format, M>(strip.tiles, x, rows, sums);
     }
 }
 
@@ -258,8 +323,7 @@ template <int M>
 void strip_product(const Segment& weights, int32_t strip, const Rows& x, const int64_t* rows, F32x16* sums) {
     const auto product = [&](auto format) {
         constexpr uint32_t kFormat = decltype(format)::value;
-        const int64_t strip_bytes = static_cast<int64_t>(TileTraits<kFormat>::kBytes) * (x.stride / kTileInputs);
-        strip_product<kFormat, M>(weights.strips + strip * strip_bytes, x, rows, sums);
+        strip_product<kFormat, M>(strip_at<kFormat>(weights, strip, x.stride / kTileInputs), x, rows, sums);
     };
     switch (weights.format) {
         case kTileQ4: return product(Constant<kTileQ4>{});
@@ -268,6 +332,7 @@ void strip_product(const Segment& weights, int32_t strip, const Rows& x, const i
         case kTileQ5Min: return product(Constant<kTileQ5Min>{});
         case kTileQ6: return product(Constant<kTileQ6>{});
         case kTileQ8: return product(Constant<kTileQ8>{});
+        case kTileQ8Split: return product(Constant<kTileQ8Split>{});
         case kTileBF16: return product(Constant<kTileBF16>{});
         case kTileF16: return product(Constant<kTileF16>{});
         default: return product(Constant<kTileF32>{});

@@ -162,6 +162,11 @@ PIO_INLINE Bytes64 insert_bits(Bytes64 a, Bytes64 b, Bytes64 mask) {
     const Bytes64 bits = bit_and(b, mask);
     return {_mm256_or_si256(a.low, bits.low), _mm256_or_si256(a.high, bits.high)};
 }
+// Bits of a where the mask is set, of b elsewhere
+PIO_INLINE Bytes64 select_bits(Bytes64 mask, Bytes64 a, Bytes64 b) {
+    return {_mm256_or_si256(_mm256_and_si256(mask.low, a.low), _mm256_andnot_si256(mask.low, b.low)),
+            _mm256_or_si256(_mm256_and_si256(mask.high, a.high), _mm256_andnot_si256(mask.high, b.high))};
+}
 // Bytes shifted to the left by `Bits`, or to the right by -Bits; bits of neighbours come in, to be masked off.
 template <int Bits>
 PIO_INLINE Bytes64 shift(Bytes64 a) {

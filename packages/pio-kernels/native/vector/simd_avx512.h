@@ -90,6 +90,8 @@ PIO_INLINE Bytes64 broadcast_byte(int x) { return _mm512_set1_epi8(static_cast<c
 PIO_INLINE Bytes64 bit_and(Bytes64 a, Bytes64 b) { return _mm512_and_si512(a, b); }
 // a | (b & mask)
 PIO_INLINE Bytes64 insert_bits(Bytes64 a, Bytes64 b, Bytes64 mask) { return _mm512_ternarylogic_epi32(a, b, mask, 0xf8); }
+// Bits of a where the mask is set, of b elsewhere
+PIO_INLINE Bytes64 select_bits(Bytes64 mask, Bytes64 a, Bytes64 b) { return _mm512_ternarylogic_epi32(mask, a, b, 0xca); }
 // Bytes shifted to the left by `Bits`, or to the right by -Bits; bits of neighbours come in, to be masked off.
 template <int Bits>
 PIO_INLINE Bytes64 shift(Bytes64 a) {

@@ -179,6 +179,10 @@ PIO_INLINE Bytes64 bit_and(Bytes64 a, Bytes64 b) {
 PIO_INLINE Bytes64 insert_bits(Bytes64 a, Bytes64 b, Bytes64 mask) {
     return each_bytes([&](int q) { return vorrq_u8(a.quads[q], vandq_u8(b.quads[q], mask.quads[q])); });
 }
+// Bits of a where the mask is set, of b elsewhere
+PIO_INLINE Bytes64 select_bits(Bytes64 mask, Bytes64 a, Bytes64 b) {
+    return each_bytes([&](int q) { return vbslq_u8(mask.quads[q], a.quads[q], b.quads[q]); });
+}
 // Bytes shifted to the left by `Bits`, or to the right by -Bits; what comes in is to be masked off.
 template <int Bits>
 PIO_INLINE Bytes64 shift(Bytes64 a) {

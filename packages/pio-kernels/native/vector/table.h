@@ -7,6 +7,7 @@
 #include "linear.h"
 #include "rows.h"
 #include "sample.h"
+#include "screen.h"
 
 #define PIO_STRING(name) #name
 #define PIO_NAME(name) PIO_STRING(name)
@@ -14,7 +15,7 @@
 namespace pio::PIO_ISA {
 
 static constexpr Kernels kTable = {
-    PIO_NAME(PIO_ISA), norm, prepare, group_outliers<kMaxRows>, embed, linear, finish_logits, write_kv, attend, merge, sample, kMaxRows,
+    PIO_NAME(PIO_ISA), norm, prepare, group_outliers<kMaxRows>, embed, linear, screen, finish_logits, write_kv, attend, merge, sample, kMaxRows,
 };
 
 }  // namespace pio::PIO_ISA

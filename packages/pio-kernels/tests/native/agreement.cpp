@@ -13,7 +13,8 @@ constexpr int kRows = 41;
 constexpr int kMaxColumns = 160;
 constexpr int kStrips = (kRows + 15) / 16;
 constexpr uint32_t kKinds = pio::kRowsI8 | pio::kRowsBF16 | pio::kRowsF32 | pio::kRowsOutliers;
-constexpr int kQuantBytes[] = {256, 256, 320, 320, 384, 512};
+constexpr int kQuantBytes[] = {256, 256, 320, 320, 384, 512, 384};
+constexpr int kSplitLowBytes = 128;  // of a tile, behind all
 
 uint64_t state = 1;
 
@@ -51,9 +52,10 @@ struct Weights {
         const int64_t count = kStrips * ((columns + 31) / 32);
         for (int64_t i = 0; i < count * bytes; ++i) tiles[i] = static_cast<uint8_t>(random_bits());
         for (int64_t tile = 0; tile < count; ++tile) {
-            uint8_t* numbers = tiles + tile * bytes;
+            const int64_t stride = format == kTileQ8Split ? bytes - kSplitLowBytes : bytes;
+            uint8_t* numbers = tiles + tile * stride;
             if (format < kTileBF16) {
-                for (int64_t i = kQuantBytes[format]; i < bytes; i += 2) {
+                for (int64_t i = kQuantBytes[format]; i < stride; i += 2) {
                     const uint16_t half = pio::f16_of_float(0.01f * random_number());
                     memcpy(numbers + i, &half, 2);
                 }
@@ -147,6 +149,17 @@ bool products_agree(const pio::Kernels& plain, const pio::Kernels& vector, uint3
     return close("product", expected, actual, kCount * 64, 3e-5f);
 }
 
+bool bounds_agree(const pio::Kernels& plain, const pio::Kernels& vector, int columns) {
+    weights.fill(kTileQ8Split, columns);
+    const pio::Rows rows = expected_rows.rows(columns);
+    for (float& each : x) each = 1.0f + random_number();  // slack
+    float bounds[4][kCount * kStrips];
+    plain.screen({&weights.segment, &rows, x, kCount, bounds[0], bounds[1], kStrips}, 0, kStrips);
+    vector.screen({&weights.segment, &rows, x, kCount, bounds[2], bounds[3], kStrips}, 0, kStrips);
+    return close("lower bounds", bounds[0], bounds[2], kCount * kStrips, 3e-5f) &&
+           close("upper bounds", bounds[1], bounds[3], kCount * kStrips, 3e-5f);
+}
+
 bool agree(const pio::Kernels& plain, const pio::Kernels& vector) {
     constexpr int kColumns[] = {1, 31, 33, 64, 160};
     for (const int columns : kColumns) {
@@ -162,6 +175,9 @@ bool agree(const pio::Kernels& plain, const pio::Kernels& vector) {
                 }
             }
         }
+    }
+    for (const int columns : kColumns) {
+        if (!rows_agree(plain, vector, columns) || !bounds_agree(plain, vector, columns)) return false;
     }
     return true;
 }

@@ -52,6 +52,7 @@ def lay_out(plan: list[Scheduled], groups: Many[CacheGroup], page_size: int) -> 
     token_ids = np.empty(starts[-1], dtype=np.int64)
     rows = StepRows()
     logit_rows: list[int] = []
+    largest: list[int] = []  # of the largest logits of each row, how many are wanted; 0: all
     hidden_rows: list[int] = []
     for (sequence, count), start, past in zip(plan, starts.tolist(), pasts.tolist(), strict=False):
         known = len(sequence.tokens)
@@ -65,10 +66,12 @@ def lay_out(plan: list[Scheduled], groups: Many[CacheGroup], page_size: int) -> 
             continue
         if sequence.wants_prompt_logprobs:
             _score_prompt(sequence, past, count, start, rows, logit_rows)
+            largest += [0] * (len(logit_rows) - len(largest))
         if past + count >= known:
             rows.chosen.append((sequence, len(logit_rows)))
             rows.chosen += [(child, len(logit_rows)) for child in sequence.children]
             logit_rows.extend(range(start + known - 1 - past, start + count))
+            largest += [_largest_wanted(sequence)] * (len(logit_rows) - len(largest))
     rows.count = len(logit_rows)
     first, *others = (_tables(plan, index, group, owner, positions, page_size) for index, group in enumerate(groups))
     batch = StepBatch(
@@ -81,6 +84,7 @@ def lay_out(plan: list[Scheduled], groups: Many[CacheGroup], page_size: int) -> 
         logit_rows=np.array(logit_rows, dtype=np.int64),
         others=tuple(others),
         hidden_rows=np.array(hidden_rows, dtype=np.int64) if rows.pooled else None,
+        largest_wanted=np.array(largest, dtype=np.int32) if any(largest) else None,
     )
     return batch, rows
 
@@ -92,6 +96,16 @@ def _score_prompt(sequence: Sequence, past: int, count: int, start: int, rows: S
     for position in range(max(past, len(scored) - 1), min(past + count, sequence.state.prompt_length - 1)):
         rows.scored.append((sequence, position, len(logit_rows)))
         logit_rows.append(start + position - past)
+
+
+def _largest_wanted(sequence: Sequence) -> int:
+    """How many of the largest logits choosing its next token looks at, or that of its continuations; 0 for all."""
+    sampler = sequence.sampler
+    if sampler is None or sampler.edits_logits or sequence.structure is not None:
+        return 0
+    if sequence.output.cumulative_logprob is not None:  # log-probabilities are wanted
+        return 0
+    return 1 if sampler.greedy else sampler.top_k
 
 
 def _tables(

@@ -57,8 +57,9 @@ class SamplerState:
         self.params = params
         self.num_generated = 0
         self.greedy = params.greedy
-        top_k = min(max(params.top_k, 0), _LARGEST_TOP_K)
-        self.settings = (float(params.temperature), float(top_k), params.typical_p, params.top_p, params.min_p)
+        self.top_k = min(max(params.top_k, 0), _LARGEST_TOP_K)
+        """How many of the most likely tokens are drawn from; 0 for all."""
+        self.settings = (float(params.temperature), float(self.top_k), params.typical_p, params.top_p, params.min_p)
         """Temperature, top-k (0 keeps all), typical-p, top-p and min-p."""
         self._seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
         self._open_stream(index)

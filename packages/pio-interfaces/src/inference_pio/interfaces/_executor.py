@@ -43,6 +43,8 @@ class StepBatch:
         others: The tables of the other groups; empty where one group holds all layers.
         hidden_rows: int64, the rows whose hidden states are wanted, of a :class:`HiddenStateExecutor` only; None for
             none.
+        largest_wanted: int32 (R,), how many of the largest logits of each row are wanted, with their equals: an
+            executor may give ``-inf`` instead of any other. 0 wants all; None wants all of all rows.
     """
 
     token_ids: NDArray[np.int64]
@@ -54,6 +56,7 @@ class StepBatch:
     logit_rows: NDArray[np.int64]
     others: tuple[GroupTables, ...] = ()
     hidden_rows: NDArray[np.int64] | None = None
+    largest_wanted: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -188,6 +188,7 @@ class BatchStruct(Structure):
         ("hidden", c_void_p),
         ("num_hidden", c_int32),
         ("reserved", c_int32),
+        ("largest_wanted", c_void_p),
     ]
 
 

@@ -34,6 +34,8 @@ def check_batch(
     _check_array("query_starts", batch.query_starts, np.int32, (sequences + 1,))
     _check_array("seq_lens", batch.seq_lens, np.int32, (sequences,))
     _check_array("logit_rows", batch.logit_rows, np.int64, (len(batch.logit_rows),))
+    if batch.largest_wanted is not None:
+        _check_array("largest_wanted", batch.largest_wanted, np.int32, (len(batch.logit_rows),))
     if len(batch.others) != len(num_pages) - 1:
         raise ValueError(f"the step has tables of {len(batch.others) + 1} groups, the cache has {len(num_pages)}")
     if tokens == 0:

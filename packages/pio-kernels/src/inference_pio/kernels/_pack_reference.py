@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inference_pio.kernels._numbers import bf16_values
-from inference_pio.kernels._tiles import TILE_INPUTS, TILE_ROWS, TileFormat
+from inference_pio.kernels._tiles import TILE_INPUTS, TILE_ROWS, TileFormat, split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,6 +43,8 @@ def pack_reference(
         ValueError: The encoding cannot become this format.
     """
     lines = stored.reshape(rows, -1)[slice(None) if row_order is None else row_order]
+    if tile_format == TileFormat.Q8_SPLIT:
+        return split(pack_reference(TileFormat.Q8, encoding, stored, rows, columns, row_order), columns)
     if tile_format >= TileFormat.BF16:
         return _pack_floats(tile_format, encoding, lines, columns)
     if tile_format == TileFormat.Q8 and encoding in {"F32", "F16", "BF16"}:

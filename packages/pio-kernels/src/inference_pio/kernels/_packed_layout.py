@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
 from inference_pio.interfaces import UnsupportedError
-from inference_pio.kernels._program import Embed, Experts, Linear
+from inference_pio.kernels._program import Embed, Experts, Head, Linear
 from inference_pio.kernels._tiles import TILE_INPUTS, TileFormat, packed_bytes
 
 if TYPE_CHECKING:
@@ -98,11 +98,14 @@ def lay_out(program: Program, assignments: Sequence[Assignment], weights: Weight
     if weights not in get_args(Weights):
         raise ValueError(f"weights must be 'auto', 'bf16' or 'int8', got {weights!r}")
     pieces = _pieces(program)
+    screened = {op.weight for op in program.ops if isinstance(op, Head) and op.scale > 0 and op.softcap == 0}
     parts: list[PackedPart] = []
     origins: list[tuple[Part, ...]] = []
     offset = 0
     for assignment in assignments:
         for tile_format, origin in _split(assignment, pieces.get(assignment.name, 0), weights):
+            if tile_format == TileFormat.Q8 and assignment.name in screened and origin[0].info.encoding != "F64":
+                tile_format = TileFormat.Q8_SPLIT  # noqa: PLW2901 - the same numbers in another order
             row, rows = origin[0].row, sum(part.rows for part in origin)
             columns = assignment.columns
             nbytes = 4 * rows if tile_format is None else packed_bytes(tile_format, rows, columns)

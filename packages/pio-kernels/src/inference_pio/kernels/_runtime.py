@@ -148,6 +148,9 @@ class Runtime:
     def step(self, batch: StepBatch) -> NDArray[np.float32]:
         """Logits (R, V) of the rows that ``batch`` asks for; keys and values of its tokens are stored.
 
+        Of rows of which only the largest are wanted, others may be ``-inf``: where the head's tiles are of 8 bits, it
+        reads three quarters of them and what of the rest the largest may need.
+
         The array is valid until the next step, as is what :meth:`hidden_states` gives.
 
         Raises:
@@ -184,6 +187,7 @@ class Runtime:
         native.sequence_lengths = _address(batch.seq_lens)
         native.logit_rows = _address(batch.logit_rows)
         native.logits = _address(self._logits)
+        native.largest_wanted = None if batch.largest_wanted is None else _address(batch.largest_wanted)
         native.num_hidden = hidden
         if batch.hidden_rows is not None:
             native.hidden_rows = _address(batch.hidden_rows)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TILE_ROWS = 16
 TILE_INPUTS = 32
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Raised when the meaning of packed bytes changes: what was kept on disk before is packed again."""
 
 
@@ -33,19 +33,20 @@ class TileFormat(IntEnum):
     Q5_MIN = 3
     Q6 = 4
     Q8 = 5
-    BF16 = 6
-    F16 = 7
-    F32 = 8
+    Q8_SPLIT = 6
+    BF16 = 7
+    F16 = 8
+    F32 = 9
 
     @property
     def tile_bytes(self) -> int:
-        """Bytes of one tile."""
+        """Bytes of one tile, with all that belongs to it."""
         return _TILE_BYTES[self]
 
     @property
     def label(self) -> str:
         """Name for people, such as ``"Q4Min"``."""
-        return self.name.replace("_MIN", "Min")
+        return self.name.replace("_MIN", "Min").replace("_SPLIT", "")
 
 
 _TILE_BYTES: Mapping[TileFormat, int] = MappingProxyType(
@@ -56,6 +57,7 @@ _TILE_BYTES: Mapping[TileFormat, int] = MappingProxyType(
         TileFormat.Q5_MIN: 256 + 64 + 64,
         TileFormat.Q6: 256 + 128 + 64,
         TileFormat.Q8: 512 + 32,
+        TileFormat.Q8_SPLIT: 256 + 128 + 32 + 128,
         TileFormat.BF16: 1024,
         TileFormat.F16: 1024,
         TileFormat.F32: 2048,
@@ -74,12 +76,52 @@ def packed_bytes(tile_format: TileFormat, rows: int, columns: int) -> int:
 
 def unpack(tile_format: TileFormat, strips: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.float32]:
     """The matrix (rows, columns) that ``strips``, flat, hold."""
+    if tile_format == TileFormat.Q8_SPLIT:
+        return unpack(TileFormat.Q8, _joined(strips, columns), rows, columns)
     shape = (-(-rows // TILE_ROWS), -(-columns // TILE_INPUTS), tile_format.tile_bytes)
     tiles = np.ascontiguousarray(strips).reshape(shape)
     values = _float_tiles(tile_format, tiles) if tile_format >= TileFormat.BF16 else _quantised(tile_format, tiles)
     # (strips, tiles, 16, 32) to rows and columns
     matrix = values.transpose(0, 2, 1, 3).reshape(shape[0] * TILE_ROWS, shape[1] * TILE_INPUTS)
     return np.ascontiguousarray(matrix[:rows, :columns])
+
+
+# What NumPy makes of operations with Python's integers is uint8 too, which its stubs do not know: hence Any below.
+
+
+def split(strips: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    """Strips of Q8 as such of Q8_SPLIT, both flat."""
+    tiles = strips.reshape(-1, -(-columns // TILE_INPUTS), TileFormat.Q8.tile_bytes)
+    quants = tiles[..., :512].reshape(*tiles.shape[:2], 8, 64)
+    upper = quants[:, :, :4] >> 4 | quants[:, :, 4:] & 0xF0
+    first = np.concatenate([upper.reshape(*tiles.shape[:2], 256), _pairs(quants >> 2 & 3), tiles[..., 512:]], axis=-1)
+    return np.concatenate([first.reshape(-1), _pairs(quants & 3).reshape(-1)])
+
+
+def _pairs(bits: NDArray[Any]) -> NDArray[np.uint8]:
+    """Two bits of each quant (strips, tiles, 8, 64), those of four groups in a byte: (strips, tiles, 128)."""
+    places = (2 * np.arange(4, dtype=np.uint8))[:, None]
+    halves = bits.reshape(*bits.shape[:2], 2, 4, 64) << places
+    pairs: NDArray[np.uint8] = np.bitwise_or.reduce(halves, axis=3)
+    return pairs.reshape(*bits.shape[:2], 128)
+
+
+def _joined(strips: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
+    """Strips of Q8_SPLIT as such of Q8, both flat."""
+    tiles = -(-columns // TILE_INPUTS)
+    upper_bytes = strips.size // TileFormat.Q8_SPLIT.tile_bytes * 416
+    first, low = strips[:upper_bytes].reshape(-1, tiles, 416), strips[upper_bytes:].reshape(-1, tiles, 128)
+    nibbles = first[..., :256].reshape(*first.shape[:2], 4, 64)
+    upper = np.concatenate([nibbles << 4, nibbles & 0xF0], axis=2)
+    quants = upper | _groups(first[..., 256:384]) << 2 | _groups(low)
+    return np.concatenate([quants.reshape(*first.shape[:2], 512), first[..., 384:]], axis=-1).reshape(-1)
+
+
+def _groups(pairs: NDArray[np.uint8]) -> NDArray[Any]:
+    """What :func:`_pairs` put together: (strips, tiles, 8, 64)."""
+    places = (2 * np.arange(4, dtype=np.uint8))[:, None]
+    halves = pairs.reshape(*pairs.shape[:2], 2, 1, 64) >> places & 3
+    return halves.reshape(*pairs.shape[:2], 8, 64)
 
 
 def _float_tiles(tile_format: TileFormat, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
