@@ -75,6 +75,38 @@ def test_logits_only_for_sampled_rows(make_engine, request_of, finish):
     assert engine.executor.logit_rows == [0, 0, 0, 1]
 
 
+@pytest.mark.parametrize(
+    "params, largest",
+    [
+        ({}, 1),
+        ({"temperature": 1.0, "top_k": 20}, 20),
+        ({"temperature": 1.0, "top_k": 3, "top_p": 0.5, "n": 2}, 3),
+        ({"temperature": 1.0, "top_p": 0.5}, 0),
+        ({"logprobs": 0}, 0),
+        ({"temperature": 1.0, "top_k": 3, "n": 1, "best_of": 2}, 0),
+        ({"repetition_penalty": 1.1}, 0),
+        ({"presence_penalty": 0.1}, 0),
+        ({"logit_bias": {5: 1.0}}, 0),
+    ],
+    ids=str,
+)
+def test_no_more_logits_are_asked_for_than_count(make_engine, request_of, finish, params, largest):
+    """One where decoding is greedy, as many as top-k keeps; all where another logit may rise, or is reported."""
+    engine = make_engine()
+    engine.add(request_of("a", [5, 9, 2], max_tokens=4, **params))
+    finish(engine)
+    assert {count for step in engine.executor.largest_wanted for count in step} == {largest}
+
+
+def test_prompts_that_are_scored_need_all_their_logits(make_engine, request_of, finish):
+    """Those of a prompt's positions are reported; of what is chosen after it only the largest counts."""
+    engine = make_engine(max_step_tokens=16)
+    engine.add(request_of("a", [3, 1, 4, 1], max_tokens=2, prompt_logprobs=1))
+    engine.add(request_of("b", [2, 7], max_tokens=1))
+    finish(engine)
+    assert engine.executor.largest_wanted == [[0, 0, 0, 1, 1], [1]]
+
+
 def test_prompt_logprobs_cover_every_position(make_engine, request_of, finish):
     """None first, then one entry per position that holds the actual token; chunking changes nothing."""
     prompt = [3, 1, 4, 1, 5, 9, 2, 6]

@@ -139,6 +139,33 @@ def test_every_phase_is_measured_as_often_as_asked(torch_executor, case):
         assert min(values) > 0
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(phase="prefill", tokens=20),
+        Case(phase="decode", tokens=3, batch=2, context=10),
+        Case(phase="engine", tokens=3, batch=2, prompt=5),
+    ],
+    ids=lambda case: case.name,
+)
+def test_steps_ask_for_what_greedy_decoding_needs_or_for_all(torch_executor, monkeypatch, case):
+    """The most likely token of each row; with every logit, in cases of steps alone, all."""
+    checkpoint, executor = torch_executor(case)
+    step, wanted = executor.step, set()
+
+    def recording(batch):
+        if batch.logit_rows.size:
+            wanted.update([0] if batch.largest_wanted is None else batch.largest_wanted.tolist())
+        return step(batch)
+
+    monkeypatch.setattr(executor, "step", recording)
+    measure_case(case, executor, checkpoint, repeats=1)
+    assert wanted == {1}
+    wanted.clear()
+    measure_case(case, executor, checkpoint, repeats=1, all_logits=True)
+    assert wanted == ({1} if case.phase == "engine" else {0})
+
+
 def test_cases_of_a_command_line_are_all_combinations():
     """Every prompt and every batch at every context; zero leaves a phase out."""
     names = [case.name for case in plan_cases([64], 8, [1, 2], [0, 100])]
@@ -196,6 +223,7 @@ def test_a_worker_tells_its_errors_as_data(tiny_folder):
         "rounds": 1,
         "repeats": 1,
         "warm_up": False,
+        "all_logits": False,
         "cases": [case_to_json(Case(phase="prefill", tokens=300))],
     }
     assert worker_main(measure, [json.dumps(spec)], lines.append) == 1

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Measurements of each case.")
 @click.option("--executor", default="auto", show_default=True, help="auto, native or torch.")
 @click.option("--dtype", default="auto", show_default=True, help="Of the weights, where the executor has a choice.")
+@click.option("--all-logits", is_flag=True, help="Compute every logit, not those alone that greedy decoding asks for.")
 @click.option("--shape", metavar="NAME", help="Random weights in the shape of qwen3-0.6b, instead of MODEL.")
 @click.option("--strict", is_flag=True, help="Refuse if other programs are running.")
 @click.option("-o", "--output", metavar="FILE", help="Write the record there.")
@@ -43,6 +44,7 @@ def gen(
     rounds: int,
     executor: str,
     dtype: str,
+    all_logits: bool,
     shape: str | None,
     strict: bool,
     output: str | None,
@@ -75,12 +77,13 @@ def gen(
     limits = measure_limits(counts)
     measurements: list[Measurement] = []
     for number in counts:
-        measurements += _measure(name, checkpoint, cases, number, rounds, executor, dtype)
+        measurements += _measure(name, checkpoint, cases, number, rounds, executor, dtype, all_logits=all_logits)
     transient("")
     settings: dict[str, Scalar] = {
         "model": shape or checkpoint.name,
         "executor": executor,
         "dtype": dtype,
+        "all_logits": all_logits,
         "rounds": rounds,
     }
     record = make_record("gen", settings, measurements, limits=limits, date=date, warnings=warnings)
@@ -138,7 +141,15 @@ def _counts(option: str, text: str) -> list[int]:
 
 
 def _measure(
-    name: str, checkpoint: Checkpoint, cases: list[Case], threads: int, rounds: int, executor: str, dtype: str
+    name: str,
+    checkpoint: Checkpoint,
+    cases: list[Case],
+    threads: int,
+    rounds: int,
+    executor: str,
+    dtype: str,
+    *,
+    all_logits: bool,
 ) -> list[Measurement]:
     """All cases on one number of threads, in a process of its own."""
     from inference_pio.benchmarks._gen_process import run_worker
@@ -151,7 +162,16 @@ def _measure(
     def progress(case: Case, number: int) -> None:
         transient(f"{what}, round {number + 1} of {rounds}: {case.name}")
 
-    result = run_worker(name, cases, threads=threads, executor=executor, dtype=dtype, rounds=rounds, progress=progress)
+    result = run_worker(
+        name,
+        cases,
+        threads=threads,
+        executor=executor,
+        dtype=dtype,
+        rounds=rounds,
+        all_logits=all_logits,
+        progress=progress,
+    )
     return [
         speed(
             case,

@@ -25,10 +25,12 @@ class StepDriver:
         executor: Computes the model; its pages belong to the driver from now on.
         vocab_size: Tokens are drawn below this.
         seed: Makes the tokens repeatable.
+        largest: How many of the largest logits are wanted where any are; 0 for all.
     """
 
-    def __init__(self, executor: Executor, *, vocab_size: int, seed: int = 0) -> None:
+    def __init__(self, executor: Executor, *, vocab_size: int, seed: int = 0, largest: int = 0) -> None:
         self._executor = executor
+        self._largest = largest
         self._vocab_size = vocab_size
         self._random = np.random.default_rng(seed)
         self._manager = CacheManager(executor.cache_groups, page_size=executor.page_size, prefix_caching=False)
@@ -71,7 +73,7 @@ class StepDriver:
         Args:
             count: Tokens per sequence.
             sequences: Whose; None for all that are open.
-            all_logits: Whether every token's logits are wanted, or those of each sequence's last one.
+            all_logits: Whether logits are wanted after every token, or after each sequence's last one.
 
         Returns:
             What the executor gives: logits (R, V) of the wanted rows.
@@ -128,6 +130,7 @@ class StepDriver:
             self._tables(sequences, index, group, positions, count)
             for index, group in enumerate(self._executor.cache_groups)
         )
+        rows = np.arange(positions.size) if all_logits else ends[1:] - 1
         return StepBatch(
             token_ids=np.array(tokens, dtype=np.int64).reshape(-1),
             positions=positions,
@@ -135,8 +138,9 @@ class StepDriver:
             seq_lens=(pasts + count).astype(np.int32),
             block_tables=first.block_tables,
             slot_mapping=first.slot_mapping,
-            logit_rows=np.arange(positions.size) if all_logits else ends[1:] - 1,
+            logit_rows=rows,
             others=tuple(others),
+            largest_wanted=np.full(rows.size, self._largest, dtype=np.int32) if self._largest else None,
         )
 
     def _tables(

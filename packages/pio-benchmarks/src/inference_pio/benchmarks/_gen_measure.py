@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 
 def measure_case(
-    case: Case, executor: Executor, checkpoint: Checkpoint, *, repeats: int, warm_up: bool = True
+    case: Case,
+    executor: Executor,
+    checkpoint: Checkpoint,
+    *,
+    repeats: int,
+    warm_up: bool = True,
+    all_logits: bool = False,
 ) -> tuple[float, ...]:
     """Tokens per second of ``case``, as counted by :attr:`Case.counted`, once per repeat.
 
@@ -29,14 +35,21 @@ def measure_case(
         checkpoint: The model.
         repeats: How often, the warm-up not counted.
         warm_up: Whether to run the case once before.
+        all_logits: Whether steps compute every logit; otherwise the largest, as greedy decoding asks for, and as the
+            engine does in its cases.
     """
-    run = _engine_seconds if case.phase == "engine" else _step_seconds
-    seconds = [run(case, executor, checkpoint, seed) for seed in range(repeats + warm_up)]
+
+    def run(seed: int) -> float:
+        if case.phase == "engine":
+            return _engine_seconds(case, executor, checkpoint, seed)
+        return _step_seconds(case, executor, checkpoint, seed, largest=0 if all_logits else 1)
+
+    seconds = [run(seed) for seed in range(repeats + warm_up)]
     return tuple(case.counted / each for each in seconds[warm_up:])
 
 
-def _step_seconds(case: Case, executor: Executor, checkpoint: Checkpoint, seed: int) -> float:
-    driver = StepDriver(executor, vocab_size=checkpoint.shape.vocab_size, seed=seed)
+def _step_seconds(case: Case, executor: Executor, checkpoint: Checkpoint, seed: int, *, largest: int) -> float:
+    driver = StepDriver(executor, vocab_size=checkpoint.shape.vocab_size, seed=seed, largest=largest)
     driver.open(case.batch, case.length)
     driver.fill(case.context, STEP_TOKENS)
     chunk = STEP_TOKENS if case.phase == "prefill" else 1

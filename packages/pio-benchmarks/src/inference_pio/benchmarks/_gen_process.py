@@ -46,6 +46,7 @@ def run_worker(
     rounds: int = 1,
     repeats: int = 1,
     warm_up: bool = True,
+    all_logits: bool = False,
     module: str = WORKER,
     progress: Callable[[Case, int], None] | None = None,
 ) -> WorkerResult:
@@ -60,6 +61,7 @@ def run_worker(
         rounds: Passes over all cases.
         repeats: Measurements of a case in each round.
         warm_up: Whether the first round runs each case once more before.
+        all_logits: Whether steps compute every logit, or those that greedy decoding asks for.
         module: The worker.
         progress: Called with each case and the round in which it was done.
 
@@ -75,6 +77,7 @@ def run_worker(
         "rounds": rounds,
         "repeats": repeats,
         "warm_up": warm_up,
+        "all_logits": all_logits,
     }
     values: dict[Case, list[float]] = {case: [] for case in cases}
     name, load_s = "", 0.0

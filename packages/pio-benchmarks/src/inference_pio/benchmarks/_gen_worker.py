@@ -1,8 +1,8 @@
 """A process that measures our side: ``python -m inference_pio.benchmarks._gen_worker SPEC``.
 
-``SPEC`` is JSON: ``{"model", "executor", "dtype", "threads", "cases", "repeats", "warm_up", "rounds"}``. Writes one
-JSON object per line to standard output: first ``{"executor", "load_s"}``, then ``{"case", "round", "values"}`` for each
-case of each round; where something is wrong, ``{"error", "kind", "hint"}`` as the last line.
+``SPEC`` is JSON: ``{"model", "executor", "dtype", "threads", "cases", "repeats", "warm_up", "rounds", "all_logits"}``.
+Writes one JSON object per line to standard output: first ``{"executor", "load_s"}``, then ``{"case", "round",
+"values"}`` for each case of each round; where something is wrong, ``{"error", "kind", "hint"}`` as the last line.
 """
 
 from __future__ import annotations
@@ -54,7 +54,14 @@ def measure(spec: Mapping[str, Any], write: Callable[[str], object]) -> None:
     for number in range(spec["rounds"]):
         warm_up = bool(spec["warm_up"]) and number == 0
         for index, case in enumerate(cases):
-            values = measure_case(case, executor, checkpoint, repeats=spec["repeats"], warm_up=warm_up)
+            values = measure_case(
+                case,
+                executor,
+                checkpoint,
+                repeats=spec["repeats"],
+                warm_up=warm_up,
+                all_logits=spec["all_logits"],
+            )
             write(json.dumps({"case": index, "round": number, "values": values}) + "\n")
     executor.close()
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Rounds over all sides.")
 @click.option("--executor", default="auto", show_default=True, help="Ours: auto, native or torch.")
 @click.option("--dtype", default="auto", show_default=True, help="Of the weights, where the executor has a choice.")
+@click.option(
+    "--all-logits", is_flag=True, help="Ours: compute every logit, not those alone that greedy decoding asks for."
+)
 @click.option("--llama-cpp", "folder", metavar="DIR", help="A build of llama.cpp, instead of building one.")
 @click.option("--no-llama-cpp", is_flag=True, help="Leave llama.cpp out.")
 @click.option("--transformers", "with_transformers", is_flag=True, help="Measure transformers too, in bfloat16.")
@@ -49,6 +52,7 @@ def peers(
     rounds: int,
     executor: str,
     dtype: str,
+    all_logits: bool,
     folder: str | None,
     no_llama_cpp: bool,
     with_transformers: bool,
@@ -66,13 +70,14 @@ def peers(
     from pathlib import Path
 
     from inference_pio.benchmarks._gen_command import choose_model
-    from inference_pio.benchmarks._gen_report import find_checkpoint, make_record, now
+    from inference_pio.benchmarks._gen_report import find_checkpoint, main_encoding, make_record, now
     from inference_pio.benchmarks._limits import measure_limits
     from inference_pio.benchmarks._machine import default_threads, describe_machine
     from inference_pio.benchmarks._options import parse_counts
     from inference_pio.benchmarks._peers import compare, plan_groups
     from inference_pio.benchmarks._quiet import check_quiet
     from inference_pio.benchmarks._record import record_to_json, write_record
+    from inference_pio.benchmarks._rivals import WorkerSide
     from inference_pio.benchmarks._text import note, transient, write_json
 
     groups = plan_groups(
@@ -87,7 +92,16 @@ def peers(
     counts = sorted({1, most}) if threads is None else parse_counts("--threads", threads)
     checkpoint = find_checkpoint(choose_model(model, shape, transient))
     build = None if no_llama_cpp else _find_llama_cpp(folder, transient)
-    sides = _sides(checkpoint, build, executor, dtype, with_transformers=with_transformers, progress=transient)
+    ours = WorkerSide(
+        name="ours",
+        engine="ours",
+        format=main_encoding(checkpoint),
+        model=str(checkpoint.path),
+        asked=executor,
+        dtype=dtype,
+        all_logits=all_logits,
+    )
+    sides = [ours, *_rivals(checkpoint, build, with_transformers=with_transformers, progress=transient)]
     date, warnings = now(), list[str]()
 
     def check() -> None:
@@ -104,7 +118,7 @@ def peers(
     comparison = compare(sides, groups, counts, rounds=rounds, progress=transient, after_round=check)
     transient("")
     settings: dict[str, Scalar] = {"model": shape or checkpoint.name, "executor": executor, "dtype": dtype}
-    settings |= {"executor_used": sides[0].executor}
+    settings |= {"all_logits": all_logits, "executor_used": ours.executor}
     settings |= {"rounds": rounds, "cases": cases, "llama_cpp": None if build is None else build.version}
     measurements = to_measurements(comparison, checkpoint)
     record = make_record(
@@ -128,24 +142,20 @@ def _find_llama_cpp(folder: str | None, progress: Callable[[str], None]) -> Llam
     return build_llama_cpp(benchmark_cache(), progress) if folder is None else use_llama_cpp(Path(folder))
 
 
-def _sides(
+def _rivals(
     checkpoint: Checkpoint,
     build: LlamaCpp | None,
-    executor: str,
-    dtype: str,
     *,
     with_transformers: bool,
     progress: Callable[[str], None],
 ) -> list[Side]:
-    """Ours first; llama.cpp with the file itself and as Q4_0, once where that is the same."""
+    """llama.cpp with the file itself and as Q4_0, once where that is the same; transformers."""
     from inference_pio.benchmarks._gen_report import benchmark_cache, main_encoding
     from inference_pio.benchmarks._llama_cpp import quantise_q4_0
     from inference_pio.benchmarks._rivals import TRANSFORMERS_WORKER, LlamaCppSide, WorkerSide
 
     path, stored = checkpoint.path, main_encoding(checkpoint)
-    sides: list[Side] = [
-        WorkerSide(name="ours", engine="ours", format=stored, model=str(path), asked=executor, dtype=dtype)
-    ]
+    sides: list[Side] = []
     if build is not None:
         fastest = path if stored == "Q4_0" else quantise_q4_0(build, path, benchmark_cache(), progress)
         files = {stored: path, "Q4_0": fastest}

@@ -76,6 +76,7 @@ class WorkerSide:
         model: What to load.
         asked: The executor as :func:`~._gen_executor.build_executor` takes it.
         dtype: Of the weights, where the executor gives a choice.
+        all_logits: Whether steps compute every logit, or those that greedy decoding asks for.
         module: The worker.
     """
 
@@ -85,6 +86,7 @@ class WorkerSide:
     model: str
     asked: str = "auto"
     dtype: str = "auto"
+    all_logits: bool = False
     module: str = WORKER
     _used: list[str] = field(default_factory=list, repr=False)
 
@@ -103,6 +105,7 @@ class WorkerSide:
             dtype=self.dtype,
             repeats=group.repeats,
             warm_up=group.warm_up,
+            all_logits=self.all_logits,
             module=self.module,
         )
         self._used[:] = [result.executor]
