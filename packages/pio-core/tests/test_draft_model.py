@@ -47,6 +47,7 @@ class HistoryExecutor:
         self.slots = [np.full(group.num_pages * PAGE, -1, dtype=np.int64) for group in groups]
         self.states = [[()] * group.num_pages for group in groups]
         self.steps = []
+        self.largest_wanted = []
         self.fail = False
 
     def step(self, batch):
@@ -60,8 +61,12 @@ class HistoryExecutor:
             histories = [self._read(group, batch, sequence, start, end) for group in range(len(self.cache_groups))]
             assert all(history == histories[0] for history in histories[1:])
             wanted[int(end) - 1] = histories[0]
-        logits = [history_logits(wanted[int(row)], self.spoilt) for row in batch.logit_rows]
-        return np.array(logits, dtype=np.float32).reshape(-1, VOCAB) * (np.nan if self.fail else 1)
+        logits = np.array([history_logits(wanted[int(row)], self.spoilt) for row in batch.logit_rows], dtype=np.float32)
+        self.largest_wanted.append(batch.largest_wanted.tolist())
+        for row, count in zip(logits, self.largest_wanted[-1], strict=True):
+            if count > 0:  # what is not wanted need not be given
+                row[row < np.sort(row)[-count]] = -np.inf
+        return logits.reshape(-1, VOCAB) * (np.nan if self.fail else 1)
 
     def _read(self, index, batch, sequence, start, end):
         """Write the new tokens of a sequence to one group and read its whole history back, as far as it is kept."""
@@ -148,6 +153,7 @@ def test_drafts_are_the_draft_models_own_decoding(groups, params):
     requests = [DraftRequest(index, prompt, 5, uniforms, params) for index, prompt in enumerate(prompts)]
     assert proposer.propose(requests) == [decode(prompt, 5, uniforms, params) for prompt in prompts]
     assert executor.steps == [[1, 4, 7, 16], *[[1] * 4] * 4]  # one ragged step, then one token of each at a time
+    assert executor.largest_wanted == [[1 if params is None else 20] * 4] * 5
     proposer.cache.check()
 
 

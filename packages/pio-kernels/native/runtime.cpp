@@ -19,10 +19,10 @@ constexpr int64_t kChunkBytes = 96 * 1024;  // of weights: what a chunk of a pro
 constexpr int32_t kChunksPerThread = 8;
 
 // A head is screened for at most so many of the largest logits. Where more than one in kContendersShare of its strips were
-// left to compute, the next kScreenPause steps do without: the text is at a place where many tokens are likely.
+// left to compute, which costs what leaving a quarter of all unread spares, the next kScreenPause steps do without.
 constexpr int32_t kMostWanted = 64;
-constexpr int32_t kContendersShare = 6;
-constexpr int32_t kScreenPause = 32;
+constexpr int32_t kContendersShare = 4;
+constexpr int32_t kScreenPause = 16;
 
 enum PhaseKind : int32_t {
     kEmbedRows,

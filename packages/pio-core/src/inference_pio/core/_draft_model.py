@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from inference_pio.cache import SequencePages
     from inference_pio.core._proposers import DraftRequest
-    from inference_pio.interfaces import CacheGroup, Executor
+    from inference_pio.interfaces import CacheGroup, Executor, SamplingParams
 
 _RETRY_CALLS = 64
 """Calls after which a sequence that found no room is let in again."""
@@ -196,8 +196,8 @@ class DraftModelProposer:
                 ready.append(work)
         if not rows:
             return []
-        wanted = {id(work.reader.pages) for work in ready}
-        logits = self._step(rows, [id(row.pages) in wanted for row in rows])
+        drawing = {id(work.reader.pages): work for work in ready}
+        logits = self._step(rows, [drawing.get(id(row.pages)) for row in rows])
         for row in rows:
             self.cache.commit(row.pages, row.start + len(row.tokens))
         drawn = self._draw(ready, logits)
@@ -209,7 +209,7 @@ class DraftModelProposer:
             rows = [
                 _Row(pages, len(work.request.tokens) + len(work.drafts) - 1, work.drafts[-1:]) for work, pages in active
             ]
-            logits = self._step(rows, [True] * len(rows))
+            logits = self._step(rows, [work for work, _ in active])
             drawn = self._draw([work for work, _ in active], logits)
             active = [pair for pair, got_one in zip(active, drawn, strict=True) if got_one]
 
@@ -263,10 +263,10 @@ class DraftModelProposer:
         self.cache.release(reader.pages)
         del self._readers[reader.key]
 
-    def _step(self, rows: list[_Row], wanted: list[bool]) -> object:
+    def _step(self, rows: list[_Row], drawing: Sequence[_Work | None]) -> object:
         for move in self.cache.take_moves():  # only copies: nothing here goes to host memory
             self._executor.copy_pages(move.group, move.sources, move.targets)
-        return self._executor.step(_lay_out(rows, wanted, self._executor.cache_groups, self._executor.page_size))
+        return self._executor.step(_lay_out(rows, drawing, self._executor.cache_groups, self._executor.page_size))
 
     def _draw(self, works: list[_Work], logits: object) -> list[bool]:
         """Append the next draft of each of ``works``, whose rows ``logits`` hold; which of them got one."""
@@ -291,8 +291,7 @@ def _sampling(works: list[_Work]) -> SamplingBatch:
     for index, (request, _, _, drafts) in enumerate(works):
         params = request.params
         if params is not None and not params.greedy and request.uniforms is not None:
-            top_k = min(max(params.top_k, 0), 2**31 - 1)
-            settings[:, index] = params.temperature, top_k, params.typical_p, params.top_p, params.min_p
+            settings[:, index] = params.temperature, _top_k(params), params.typical_p, params.top_p, params.min_p
             uniforms[index] = request.uniforms[len(drafts)]
     return SamplingBatch(
         rows=np.arange(len(works), dtype=np.int64),
@@ -309,12 +308,27 @@ def _sampling(works: list[_Work]) -> SamplingBatch:
     )
 
 
-def _lay_out(rows: list[_Row], wanted: list[bool], groups: Sequence[CacheGroup], page_size: int) -> StepBatch:
-    """The arrays of a step over ``rows``; logits of the last token of each row that is ``wanted``."""
+def _largest_wanted(work: _Work) -> int:
+    """How many of the largest logits its next draft is drawn from; 0 for all."""
+    params = work.request.params
+    if params is None or params.greedy or work.request.uniforms is None:
+        return 1
+    return _top_k(params)
+
+
+def _top_k(params: SamplingParams) -> int:
+    """As samplers take it: 0 keeps all, and it fits 32 bits."""
+    return min(max(params.top_k, 0), 2**31 - 1)
+
+
+def _lay_out(
+    rows: list[_Row], drawing: Sequence[_Work | None], groups: Sequence[CacheGroup], page_size: int
+) -> StepBatch:
+    """The arrays of a step over ``rows``; logits of the last token of each row that a draft is drawn from."""
     counts = np.array([len(row.tokens) for row in rows], dtype=np.int64)
     pasts = np.array([row.start for row in rows], dtype=np.int64)
     starts = np.zeros(len(rows) + 1, dtype=np.int32)
-    np.cumsum(counts, out=starts[1:])
+    ends = np.cumsum(counts, out=starts[1:]).tolist()
     owner = np.repeat(np.arange(len(rows)), counts)
     positions = np.arange(starts[-1], dtype=np.int64) + (pasts - starts[:-1])[owner]
     first, *others = (
@@ -328,8 +342,9 @@ def _lay_out(rows: list[_Row], wanted: list[bool], groups: Sequence[CacheGroup],
         seq_lens=(pasts + counts).astype(np.int32),
         block_tables=first.block_tables,
         slot_mapping=first.slot_mapping,
-        logit_rows=starts[1:][np.array(wanted)].astype(np.int64) - 1,
+        logit_rows=np.array([end - 1 for end, work in zip(ends, drawing, strict=True) if work], dtype=np.int64),
         others=tuple(others),
+        largest_wanted=np.array([_largest_wanted(work) for work in drawing if work], dtype=np.int32),
     )
 
 
