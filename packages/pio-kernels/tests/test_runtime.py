@@ -266,7 +266,7 @@ def test_rows_without_logits_are_left_out(small, rows):
 
 @pytest.mark.parametrize("rows", [[699], [700], [0, 703], [350, 701]], ids=str)
 def test_rows_without_logits_are_left_out_of_long_prompts(rows, random_parameters, make_paging):
-    """Rows that share an item of attention, or merge its parts, with none that is asked for leave the others' logits."""
+    """Rows that are left out of the last attention, or share an item of it, leave the others their logits."""
     program = PROGRAMS["llama"]
     paging = make_paging(np.random.default_rng(9), [FULL], page_size=16, vocab_size=program.vocab_size)
     parameters = random_parameters(program, np.random.default_rng(9))

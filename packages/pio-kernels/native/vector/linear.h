@@ -2,8 +2,8 @@
 //
 // A strip's tiles are read one after the other. Each is unpacked into registers once (`unpack`) and multiplied with the
 // same 32 inputs of M rows; every row keeps the sixteen sums of the strip's outputs in one accumulator. Over a batch,
-// blocks of kRowBlock rows take their turns, so that a strip stays in the first-level cache while its block of rows goes
-// by, and the block of rows in the second-level cache from one strip to the next.
+// blocks of rows take their turns, so that a strip stays in the first-level cache while its block of rows goes by, and the
+// block of rows in the second-level cache from one strip to the next.
 //
 // Sums over the 32 (or 16) inputs of a block of quants are exact integers. Blocks add to a float32 accumulator in order
 // of inputs, as the scalar version has it; they differ in fused products, and in the order of the 32 inputs of bfloat16
@@ -15,8 +15,11 @@
 
 namespace pio::PIO_ISA {
 
+// Rows of a block, and of one that takes no more than kManyRowsBytes.
 constexpr int kRowBlock = 128;
-static_assert(kRowBlock % kMaxRows == 0, "blocks are of whole groups of rows");
+constexpr int kManyRows = 256;
+constexpr int64_t kManyRowsBytes = 400 * 1024;
+static_assert(kRowBlock % kMaxRows == 0 && kManyRows % kMaxRows == 0, "blocks are of whole groups of rows");
 
 // --- Tiles -----------------------------------------------------------------------------------------------------------
 
@@ -351,8 +354,12 @@ inline void strip_block(const LinearTask& task, int32_t strip, int32_t row, int3
 }
 
 inline void linear(const LinearTask& task, int32_t first_strip, int32_t last_strip) {
-    for (int32_t begin = 0; begin < task.rows; begin += kRowBlock) {
-        const int32_t end = task.rows - begin < kRowBlock ? task.rows : begin + kRowBlock;
+    const uint32_t format = task.weights->format;
+    const int64_t input_bytes = format <= kTileQ8 ? sizeof(QuantBlock) : kTileInputs * (format == kTileBF16 ? 2 : 4);
+    const bool many = kManyRows * (task.x->stride / kTileInputs) * input_bytes <= kManyRowsBytes;
+    const int32_t size = many ? kManyRows : kRowBlock;
+    for (int32_t begin = 0; begin < task.rows; begin += size) {
+        const int32_t end = task.rows - begin < size ? task.rows : begin + size;
         for (int32_t strip = first_strip; strip < last_strip; ++strip) {
             strip_block<kMaxRows>(task, strip, begin, end);
         }
