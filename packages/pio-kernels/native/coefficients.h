@@ -30,4 +30,6 @@ constexpr float kGeluCubic = 0.044715f;
 // Blocks of activations whose largest magnitude is below this are zero: its inverse would leave float32.
 constexpr float kSmallestBlock = 1e-35f;
 
+constexpr float kLargestFloat = 3.40282347e38f;
+
 }  // namespace pio

@@ -54,7 +54,7 @@ struct Phase {
     const void* op;
     int32_t few;   // of products: prepare rows in this thread's own memory
     int32_t plan;  // of attention: index of its plan
-    RowSet rows;   // of products
+    RowSet rows;   // of products and attention
 };
 
 // What a product reads: the representations `kinds` of norm(buffer `in`), `width` wide.
@@ -192,7 +192,7 @@ struct Runtime {
     int32_t* plan_of;  // by index of the operation
 
     // From operation `tail` on, rows of which neither logits nor hidden states are wanted serve nothing any more: no
-    // other row reads what becomes of them.
+    // other row reads what becomes of them. The attention before it reads their keys and values, but need not be theirs.
     int32_t tail;
     int32_t* kept_rows;  // the others, if the tail is cut to them
     int32_t num_kept;
@@ -229,6 +229,7 @@ struct Runtime {
     bool keep_rows();
     void watch_screen();
     bool screens(const HeadOp& op) const;
+    bool keeps_any(int32_t begin, int32_t end) const;
     int32_t product_chunks(int32_t strips, int64_t strip_bytes, int32_t row_count) const;
 
     // --- Doing it ---
@@ -463,6 +464,20 @@ bool Runtime::keep_rows() {
     return num_kept < batch->num_tokens;
 }
 
+// Whether one of rows [begin, end) is kept.
+bool Runtime::keeps_any(int32_t begin, int32_t end) const {
+    int32_t low = 0, high = num_kept;  // the first kept row from `begin` on is between these places
+    while (low < high) {
+        const int32_t middle = (low + high) / 2;
+        if (kept_rows[middle] < begin) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low < num_kept && kept_rows[low] < end;
+}
+
 // `items` things in at most `count` chunks.
 void Runtime::add(PhaseKind kind, const void* op, int32_t items, int32_t count, int32_t few, int32_t plan, RowSet set) {
     if (items < 1) return;
@@ -558,13 +573,14 @@ void Runtime::plan_attention_phases(const AttentionOp& op, int32_t index) {
     const int32_t number = plan_of[index];
     const AttentionPlan& plan = plans[number];
     const int32_t most = threads == 1 ? 1 : plan.count;
+    const RowSet set = cut && index == tail - 1 ? kKeptRows : kEveryRow;
     if (plan.fused) {
-        add(kWriteAndAttend, &op, plan.count, most, 0, number);
+        add(kWriteAndAttend, &op, plan.count, most, 0, number, set);
         return;
     }
     add_rows(kWriteKV, &op, batch->num_tokens * op.kv_heads);
-    add(kAttend, &op, plan.count, most, 0, number);
-    add(kMerge, &op, plan.num_merges, most, 0, number);
+    add(kAttend, &op, plan.count, most, 0, number, set);
+    add(kMerge, &op, plan.num_merges, most, 0, number, set);
 }
 
 // --- Doing it --------------------------------------------------------------------------------------------------------
@@ -874,12 +890,13 @@ void Runtime::attention(const Phase& phase, int32_t first, int32_t last, Local& 
     }
     const AttentionPlan& plan = plans[phase.plan];
     for (int32_t i = first; i < last; ++i) {
+        const AttentionItem& item = plan.items[phase.kind == kMerge ? plan.merges[i] : i];
+        if (phase.kind == kWriteAndAttend) kernels->write_kv(task, item.row_begin, item.kv_head);
+        if (phase.rows == kKeptRows && !keeps_any(item.row_begin, item.row_end)) continue;
         if (phase.kind == kMerge) {
-            kernels->merge(task, plan.items[plan.merges[i]], plan.partials);
+            kernels->merge(task, item, plan.partials);
             continue;
         }
-        const AttentionItem& item = plan.items[i];
-        if (phase.kind == kWriteAndAttend) kernels->write_kv(task, item.row_begin, item.kv_head);
         const AttentionItem* following = i + 1 < plan.count ? &plan.items[i + 1] : nullptr;
         kernels->attend(task, item, following, local.attention, plan.partials);
     }

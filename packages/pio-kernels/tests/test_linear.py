@@ -380,7 +380,7 @@ def rng() -> np.random.Generator:
 
 
 @pytest.mark.parametrize("form", range(10), ids=FORMATS)
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 15, 130])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 15, 130, 258])
 def test_product_is_that_of_the_tiles(kernels: Kernels, rng: np.random.Generator, form: int, count: int) -> None:
     """Every format, over row counts that take every path, is within rounding of the product in double precision."""
     matrix = random_matrix(rng, form, 41, 96, bias=True)

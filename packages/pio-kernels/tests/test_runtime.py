@@ -265,6 +265,20 @@ def test_rows_without_logits_are_left_out(small, rows):
     np.testing.assert_allclose(again, every[rows], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [[699], [700], [0, 703], [350, 701]], ids=str)
+def test_rows_without_logits_are_left_out_of_long_prompts(rows, random_parameters, make_paging):
+    """Rows that are left out of the last attention, or share an item of it, leave the others their logits."""
+    program = PROGRAMS["llama"]
+    paging = make_paging(np.random.default_rng(9), [FULL], page_size=16, vocab_size=program.vocab_size)
+    parameters = random_parameters(program, np.random.default_rng(9))
+    with Runtime(program, parameters, paging.caches, [FULL], page_size=16, max_tokens=704, threads=2) as runtime:
+        runtime.step(paging.batch({1: 700}))
+        batch = paging.batch({0: 700, 1: 1, 2: 3}, every_row=True)
+        every = runtime.step(batch).copy()
+        again = runtime.step(dataclasses.replace(batch, logit_rows=np.array(rows)))
+        np.testing.assert_allclose(again, every[rows], rtol=1e-5, atol=1e-5)
+
+
 ROW_LISTS = [[], [0], [1], [5], [0, 1, 2, 3, 4, 5], [2, 4], [4, 2], [3, 3]]
 
 

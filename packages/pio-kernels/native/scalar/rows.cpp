@@ -22,7 +22,7 @@ void prepare_int8(const float* inputs, bool outliers, int32_t row, int32_t block
     bool finite = true;
     for (int i = 0; i < 32; ++i) {
         x[i] = inputs[i];
-        finite = finite && absolute(x[i]) <= 3.40282347e38f;
+        finite = finite && absolute(x[i]) <= kLargestFloat;
     }
     const int64_t at = static_cast<int64_t>(row) * (out.stride / 32) + block;
     const int apart = outliers && finite ? outlier_of(x) : -1;

@@ -192,8 +192,8 @@ struct FloatProducts {
     }
 
     template <int32_t M>
-    static void scores(const Work& work, const Tile& tile, const Tile& next, int32_t query) {
-        const int32_t blocks = (tile.keys + kKeyBlock - 1) / kKeyBlock;
+    static void scores(const Work& work, const Tile& tile, const Tile& next, int32_t query, int32_t keys) {
+        const int32_t blocks = (keys + kKeyBlock - 1) / kKeyBlock;
         int32_t block = 0;
         for (; block + kScoreBlocks <= blocks; block += kScoreBlocks) {
             block_scores<M, kScoreBlocks>(work, tile, next, query, block);
@@ -325,27 +325,36 @@ struct PairProducts {
         }
     }
 
-    template <int32_t M>
-    static void scores(const Work& work, const Tile&, const Tile&, int32_t query) {
-        Floats sums[M][kTileBlocks];
+    template <int32_t M, int32_t B>
+    static void block_scores(const Work& work, int32_t query) {
+        Floats sums[M][B];
         for (int32_t m = 0; m < M; m++) {
-            for (int32_t b = 0; b < kTileBlocks; b++) sums[m][b] = splat(0.0f);
+            for (int32_t b = 0; b < B; b++) sums[m][b] = splat(0.0f);
         }
         const int32_t pairs = work.op.head_size / 2;
         const auto* keys = reinterpret_cast<const __m512i*>(work.tile_keys);
         const uint16_t* x = reinterpret_cast<const uint16_t*>(work.query) + query * work.width;
         for (int32_t pair = 0; pair < pairs; pair++) {
-            __m512i numbers[kTileBlocks];
-            for (int32_t b = 0; b < kTileBlocks; b++) numbers[b] = _mm512_load_si512(keys + b * pairs + pair);
+            __m512i numbers[B];
+            for (int32_t b = 0; b < B; b++) numbers[b] = _mm512_load_si512(keys + b * pairs + pair);
             for (int32_t m = 0; m < M; m++) {
                 const __m512i factor = splat_pair(x + m * work.width + 2 * pair);
-                for (int32_t b = 0; b < kTileBlocks; b++) sums[m][b] = add_pairs(sums[m][b], numbers[b], factor);
+                for (int32_t b = 0; b < B; b++) sums[m][b] = add_pairs(sums[m][b], numbers[b], factor);
             }
         }
         for (int32_t m = 0; m < M; m++) {
-            for (int32_t b = 0; b < kTileBlocks; b++) {
-                store(work.scores + m * kTileKeys + b * kKeyBlock, sums[m][b]);
-            }
+            for (int32_t b = 0; b < B; b++) store(work.scores + m * kTileKeys + b * kKeyBlock, sums[m][b]);
+        }
+    }
+
+    template <int32_t M>
+    static void scores(const Work& work, const Tile&, const Tile&, int32_t query, int32_t keys) {
+        static_assert(kTileBlocks == 4);
+        switch ((keys + kKeyBlock - 1) / kKeyBlock) {
+            case 1: return block_scores<M, 1>(work, query);
+            case 2: return block_scores<M, 2>(work, query);
+            case 3: return block_scores<M, 3>(work, query);
+            default: return block_scores<M, 4>(work, query);
         }
     }
 
@@ -459,7 +468,7 @@ void attend_group(const Work& work, const Tile& tile, const Tile& next, int32_t 
     const bool left_behind = work.op.window > 0 && work.positions[query] - work.op.window >= tile.first + tile.keys - 1;
     if (keys <= 0 || left_behind) return;
     alignas(64) float factors[16] = {};
-    Products::template scores<M>(work, tile, next, query);
+    Products::template scores<M>(work, tile, next, query, keys);  // of later keys they stay what they are: hidden below
     finish_scores<M>(work, tile, query, factors);
     weigh<M, Products::kShortWeights>(work, query, factors);
     Products::template gather<M>(work, tile, next, query, keys, factors);

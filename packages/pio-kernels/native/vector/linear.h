@@ -2,8 +2,8 @@
 //
 // A strip's tiles are read one after the other. Each is unpacked into registers once (`unpack`) and multiplied with the
 // same 32 inputs of M rows; every row keeps the sixteen sums of the strip's outputs in one accumulator. Over a batch,
-// blocks of kRowBlock rows take their turns, so that a strip stays in the first-level cache while its block of rows goes
-// by, and the block of rows in the second-level cache from one strip to the next.
+// blocks of rows take their turns, so that a strip stays in the first-level cache while its block of rows goes by, and the
+// block of rows in the second-level cache from one strip to the next.
 //
 // Sums over the 32 (or 16) inputs of a block of quants are exact integers. Blocks add to a float32 accumulator in order
 // of inputs, as the scalar version has it; they differ in fused products, and in the order of the 32 inputs of bfloat16
@@ -15,8 +15,11 @@
 
 namespace pio::PIO_ISA {
 
+// Rows of a block, and of one that takes no more than kManyRowsBytes.
 constexpr int kRowBlock = 128;
-static_assert(kRowBlock % kMaxRows == 0, "blocks are of whole groups of rows");
+constexpr int kManyRows = 256;
+constexpr int64_t kManyRowsBytes = 400 * 1024;
+static_assert(kRowBlock % kMaxRows == 0 && kManyRows % kMaxRows == 0, "blocks are of whole groups of rows");
 
 // --- Tiles -----------------------------------------------------------------------------------------------------------
 
@@ -50,17 +53,38 @@ struct Tile {
     F32x16 second;  // minimum, or scale of the second half
 };
 
+// What a product reads of one strip.
+struct Strip {
+    const uint8_t* tiles;
+    const uint8_t* low;  // of kTileQ8Split
+};
+
+template <uint32_t Format>
+PIO_INLINE Strip strip_at(const Segment& weights, int32_t strip, int32_t tiles) {
+    using Traits = TileTraits<Format>;
+    const int64_t place = static_cast<int64_t>(strip) * tiles;
+    const uint8_t* low = nullptr;
+    if constexpr (Traits::kSplit) {
+        const int64_t all_tiles = static_cast<int64_t>((weights.rows + kTileRows - 1) / kTileRows) * tiles;
+        low = weights.strips + all_tiles * Traits::kBytes + place * Traits::kLowBytes;
+    }
+    return {weights.strips + place * Traits::kBytes, low};
+}
+
 // Bits 2 (g % 4) and the next of the bytes that groups of inputs share, at their place `at` in the quants of input k.
-PIO_INLINE F32x16 pairs_of_input(const uint8_t* pairs, int k, float at) {
-    const int group = k / 4;
+PIO_INLINE F32x16 pairs_of_input(const uint8_t* pairs, uint32_t k, float at) {
+    const uint32_t group = k / 4;
     return multiply(to_float(bits_at(pairs + 64 * (group / 4), 8 * (k % 4) + 2 * (group % 4), 3)), broadcast(at));
 }
 
-// d (q - zero) of input k of each row. Minima are not in it: an outlier is part of the offset that they multiply.
+// d (q - zero) of input number `input` for each row of a strip. Minima are not in it: an outlier is part of the offset that
+// they multiply. Without a sign, since divisions are shifts then.
 template <uint32_t Format>
-PIO_INLINE F32x16 weights_of_input(const uint8_t* tile, const uint8_t* low, int k) {
+PIO_INLINE F32x16 weights_of_input(const Strip& strip, uint32_t input) {
     using Traits = TileTraits<Format>;
-    const int group = k / 4, byte = 8 * (k % 4);
+    const int64_t number = input / kTileInputs;
+    const uint8_t* tile = strip.tiles + number * Traits::kBytes;
+    const uint32_t k = input % kTileInputs, group = k / 4, byte = 8 * (k % 4);
     F32x16 quants;
     if constexpr (Format == kTileQ8) {
         quants = to_float(bits_at(tile + 64 * group, byte, 255));
@@ -73,7 +97,7 @@ PIO_INLINE F32x16 weights_of_input(const uint8_t* tile, const uint8_t* low, int 
     if constexpr (Traits::kBits == 6) quants = add(quants, pairs_of_input(tile + 256, k, 16.0f));
     if constexpr (Traits::kSplit) {
         quants = multiply_add(quants, broadcast(16.0f), pairs_of_input(tile + 256, k, 4.0f));
-        quants = add(quants, pairs_of_input(low, k, 1.0f));
+        quants = add(quants, pairs_of_input(strip.low + number * Traits::kLowBytes, k, 1.0f));
     }
     const F32x16 scale = load_f16(tile + Traits::kQuantBytes + (Traits::kHalves && k >= 16 ? 32 : 0));
     return multiply(scale, subtract(quants, broadcast(Traits::kStoredZero)));
@@ -184,34 +208,27 @@ PIO_UNROLL
     }
 }
 
-// The sums below keep rows' addresses and accumulators in variables of their own: what a caller's array holds, the
-// compiler would have to write back after each tile.
-
-// What a product reads of one strip.
-struct Strip {
-    const uint8_t* tiles;
-    const uint8_t* low;  // of kTileQ8Split
+// Numbers of rows that a product takes together: `first` and those after it, or those of a list. What is done once for a
+// strip and a few rows counts where a strip is short, a tenth of the time with 576 inputs.
+struct RowNumbers {
+    const int32_t* list;
+    int64_t first;
+    int64_t operator[](int m) const { return list ? list[m] : first + m; }
 };
 
-template <uint32_t Format>
-PIO_INLINE Strip strip_at(const Segment& weights, int32_t strip, int32_t tiles) {
-    using Traits = TileTraits<Format>;
-    const int64_t place = static_cast<int64_t>(strip) * tiles;
-    const uint8_t* low = nullptr;
-    if constexpr (Traits::kSplit) {
-        const int64_t all_tiles = static_cast<int64_t>((weights.rows + kTileRows - 1) / kTileRows) * tiles;
-        low = weights.strips + all_tiles * Traits::kBytes + place * Traits::kLowBytes;
+// Where M rows begin in an array of `width` numbers per row.
+template <int M, typename T>
+PIO_INLINE void find_rows(const T* array, int64_t width, const RowNumbers& rows, const T** found) {
+    if (rows.list == nullptr) {
+        found[0] = array + rows.first * width;
+        for (int m = 1; m < M; ++m) found[m] = found[m - 1] + width;
+    } else {
+        for (int m = 0; m < M; ++m) found[m] = array + rows.list[m] * width;
     }
-    return {weights.strips + place * Traits::kBytes, low};
 }
 
-// weights_of_input of an input of the whole row
-template <uint32_t Format>
-PIO_INLINE F32x16 weights_at(const Strip& strip, int32_t input) {
-    using Traits = TileTraits<Format>;
-    const int32_t tile = input / 32;
-    return weights_of_input<Format>(strip.tiles + tile * Traits::kBytes, strip.low + tile * Traits::kLowBytes, input % 32);
-}
+// The sums below keep rows' addresses and accumulators in variables of their own: what a caller's array holds, the
+// compiler would have to write back after each tile.
 
 // acc + what the outliers of a row add
 template <uint32_t Format>
@@ -219,8 +236,7 @@ PIO_INLINE F32x16 add_outliers(const Strip& strip, const Rows& x, int64_t row, F
     const Outlier* outlier = x.outliers + row * (x.stride / 32);
     const Outlier* end = outlier + x.num_outliers[row];
     for (; outlier != end; ++outlier) {
-        const F32x16 weights = weights_at<Format>(strip, outlier->input);
-        acc = multiply_add(weights, broadcast(outlier->value), acc);
+        acc = multiply_add(weights_of_input<Format>(strip, outlier->input), broadcast(outlier->value), acc);
     }
     return acc;
 }
@@ -231,23 +247,21 @@ PIO_INLINE void add_outlier_columns(const Strip& strip, const Rows& x, int64_t r
     const OutlierColumn* column = x.outlier_columns + row * (x.stride / 32);
     const OutlierColumn* end = column + x.num_outlier_columns[row];
     for (; column != end; ++column) {
-        const F32x16 weights = weights_at<Format>(strip, column->input);
+        const F32x16 weights = weights_of_input<Format>(strip, column->input);
 PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = multiply_add(weights, broadcast(column->values[m]), acc[m]);
     }
 }
 
 template <uint32_t Format, int M>
-PIO_INLINE void sum_quantised(const Strip& strip, const Rows& x, const int64_t* rows, F32x16* sums) {
+PIO_INLINE void sum_quantised(const Strip& strip, const Rows& x, const RowNumbers& rows, F32x16* sums) {
     constexpr int kBytes = TileTraits<Format>::kBytes;
     constexpr int kLowBytes = TileTraits<Format>::kLowBytes;
     const int32_t blocks = x.stride / 32;
     const QuantBlock* inputs[M];
+    find_rows<M>(x.blocks, blocks, rows, inputs);
     F32x16 acc[M];
-    for (int m = 0; m < M; ++m) {
-        inputs[m] = x.blocks + rows[m] * blocks;
-        acc[m] = zeros();
-    }
+    for (int m = 0; m < M; ++m) acc[m] = zeros();
     const uint8_t* bytes = strip.tiles;
     const uint8_t* low = strip.low;
     for (int32_t block = 0; block < blocks; ++block, bytes += kBytes, low += kLowBytes) {
@@ -267,13 +281,11 @@ PIO_UNROLL
 }
 
 template <int M>
-PIO_INLINE void sum_bf16(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* sums) {
+PIO_INLINE void sum_bf16(const uint8_t* strip, const Rows& x, const RowNumbers& rows, F32x16* sums) {
     const uint16_t* inputs[M];
+    find_rows<M>(x.bf16, x.stride, rows, inputs);
     F32x16 acc[M];
-    for (int m = 0; m < M; ++m) {
-        inputs[m] = x.bf16 + rows[m] * x.stride;
-        acc[m] = zeros();
-    }
+    for (int m = 0; m < M; ++m) acc[m] = zeros();
     for (int32_t i = 0; i < x.stride; i += 2, strip += 64) {
         prefetch_ahead<M, 64>(strip);
         const Bytes64 w = load_bytes(strip);
@@ -290,14 +302,12 @@ PIO_INLINE F32x16 load_weights(const uint8_t* weights) {
 }
 
 template <uint32_t Format, int M>
-PIO_INLINE void sum_float(const uint8_t* strip, const Rows& x, const int64_t* rows, F32x16* sums) {
+PIO_INLINE void sum_float(const uint8_t* strip, const Rows& x, const RowNumbers& rows, F32x16* sums) {
     constexpr int kBytes = TileTraits<Format>::kBytes / kTileInputs;
     const float* inputs[M];
+    find_rows<M>(x.f32, x.stride, rows, inputs);
     F32x16 acc[M];
-    for (int m = 0; m < M; ++m) {
-        inputs[m] = x.f32 + rows[m] * x.stride;
-        acc[m] = zeros();
-    }
+    for (int m = 0; m < M; ++m) acc[m] = zeros();
     for (int32_t i = 0; i < x.stride; ++i, strip += kBytes) {
         prefetch_ahead<M, kBytes>(strip);
         const F32x16 w = load_weights<Format>(strip);
@@ -309,7 +319,7 @@ PIO_UNROLL
 
 // sums[m] = W x[rows[m]] for the sixteen outputs of a strip
 template <uint32_t Format, int M>
-__attribute__((noinline)) void strip_product(const Strip& strip, const Rows& x, const int64_t* rows, F32x16* sums) {
+__attribute__((noinline)) void strip_product(const Strip& strip, const Rows& x, const RowNumbers& rows, F32x16* sums) {
     if constexpr (TileTraits<Format>::kQuantised) {
         sum_quantised<Format, M>(strip, x, rows, sums);
     } else if constexpr (Format == kTileBF16) {
@@ -320,7 +330,7 @@ __attribute__((noinline)) void strip_product(const Strip& strip, const Rows& x, 
 }
 
 template <int M>
-void strip_product(const Segment& weights, int32_t strip, const Rows& x, const int64_t* rows, F32x16* sums) {
+void strip_product(const Segment& weights, int32_t strip, const Rows& x, const RowNumbers& rows, F32x16* sums) {
     const auto product = [&](auto format) {
         constexpr uint32_t kFormat = decltype(format)::value;
         strip_product<kFormat, M>(strip_at<kFormat>(weights, strip, x.stride / kTileInputs), x, rows, sums);
@@ -346,42 +356,51 @@ PIO_INLINE F32x16 strip_bias(const Segment& weights, int32_t strip, int n) {
     return weights.bias ? load(weights.bias + kTileRows * strip, n) : zeros();
 }
 
-// Writes the sixteen outputs of a strip, or the `n` first that there are, of one row of a task.
-PIO_INLINE void write_outputs(const LinearTask& task, int32_t row, F32x16 outputs, float* y, int n) {
-    if (task.epilogue != kGated) {
-        const float row_scale = task.row_scales ? task.row_scales[row] : 1.0f;
-        outputs = multiply(outputs, broadcast(task.scale * row_scale));
+// Writes the sixteen outputs of a strip, or the `n` first that there are, of rows [row, row + M) of a task, which are those
+// of `out` in `y`.
+template <int M>
+PIO_INLINE void write_outputs(const LinearTask& task, int32_t row, const F32x16* sums, float* y, const RowNumbers& out, int n) {
+    const auto scaled = [&](int m) {
+        const float scale = task.row_scales ? task.scale * task.row_scales[row + m] : task.scale;
+        return multiply(sums[m], broadcast(scale));
+    };
+    const auto place = [&](int m) { return y + out[m] * task.y_stride; };
+    if (task.epilogue == kGated) {
+        for (int m = 0; m < M; ++m) store(place(m), sums[m], n);
+    } else if (task.epilogue == kAdd) {
+        for (int m = 0; m < M; ++m) store(place(m), add(scaled(m), load(place(m), n)), n);
+    } else if (task.activation == kNoActivation) {
+        for (int m = 0; m < M; ++m) store(place(m), scaled(m), n);
+    } else {
+        for (int m = 0; m < M; ++m) store(place(m), activate(task.activation, scaled(m)), n);
     }
-    if (task.epilogue == kAdd) outputs = add(outputs, load(y, n));
-    if (task.epilogue == kStore) outputs = activate(task.activation, outputs);
-    store(y, outputs, n);
 }
 
 // Outputs of one strip for rows [row, row + M) of a task.
 template <int M>
 inline void strip_rows(const LinearTask& task, int32_t strip, int32_t row) {
-    int64_t in_rows[M];
-    float* y[M];
-    for (int m = 0; m < M; ++m) {
-        in_rows[m] = task.in_rows ? task.in_rows[row + m] : row + m;
-        const int64_t out_row = task.out_rows ? task.out_rows[row + m] : row + m;
-        y[m] = task.y + out_row * task.y_stride + task.weights->out_column + kTileRows * strip;
-        // What is added to has gone by since another strip's turn; the product gives it time to come.
-        if (task.epilogue == kAdd) __builtin_prefetch(y[m], 1);
+    const RowNumbers in = {task.in_rows ? task.in_rows + row : nullptr, row};
+    const RowNumbers out = {task.out_rows ? task.out_rows + row : nullptr, row};
+    float* const y = task.y + task.weights->out_column + kTileRows * strip;
+    // What is added to has gone by since another strip's turn; the product gives it time to come.
+    if (task.epilogue == kAdd) {
+        for (int m = 0; m < M; ++m) __builtin_prefetch(y + out[m] * task.y_stride, 1);
     }
     F32x16 sums[M];
-    strip_product<M>(*task.weights, strip, *task.x, in_rows, sums);
+    strip_product<M>(*task.weights, strip, *task.x, in, sums);
     const int32_t left = task.weights->rows - kTileRows * strip;
     const int n = left < kTileRows ? left : kTileRows;
-    const F32x16 bias = strip_bias(*task.weights, strip, n);
-    for (int m = 0; m < M; ++m) sums[m] = add(sums[m], bias);
+    if (task.weights->bias != nullptr) {
+        const F32x16 bias = strip_bias(*task.weights, strip, n);
+        for (int m = 0; m < M; ++m) sums[m] = add(sums[m], bias);
+    }
     if (task.epilogue == kGated) {
         F32x16 up[M];
-        strip_product<M>(*task.up, strip, *task.x, in_rows, up);
+        strip_product<M>(*task.up, strip, *task.x, in, up);
         const F32x16 up_bias = strip_bias(*task.up, strip, n);
         for (int m = 0; m < M; ++m) sums[m] = multiply(activate(task.activation, sums[m]), add(up[m], up_bias));
     }
-    for (int m = 0; m < M; ++m) write_outputs(task, row + m, sums[m], y[m], n);
+    write_outputs<M>(task, row, sums, y, out, n);
 }
 
 // Outputs of one strip for rows [row, end), as many at once as there are.
@@ -394,8 +413,12 @@ inline void strip_block(const LinearTask& task, int32_t strip, int32_t row, int3
 }
 
 inline void linear(const LinearTask& task, int32_t first_strip, int32_t last_strip) {
-    for (int32_t begin = 0; begin < task.rows; begin += kRowBlock) {
-        const int32_t end = task.rows - begin < kRowBlock ? task.rows : begin + kRowBlock;
+    const uint32_t format = task.weights->format;
+    const int64_t input_bytes = format < kTileBF16 ? sizeof(QuantBlock) : kTileInputs * (format == kTileBF16 ? 2 : 4);
+    const bool many = kManyRows * (task.x->stride / kTileInputs) * input_bytes <= kManyRowsBytes;
+    const int32_t size = many ? kManyRows : kRowBlock;
+    for (int32_t begin = 0; begin < task.rows; begin += size) {
+        const int32_t end = task.rows - begin < size ? task.rows : begin + size;
         for (int32_t strip = first_strip; strip < last_strip; ++strip) {
             strip_block<kMaxRows>(task, strip, begin, end);
         }

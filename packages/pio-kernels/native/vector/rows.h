@@ -50,64 +50,105 @@ PIO_INLINE float float_of_bits(int32_t bits) {
     return x;
 }
 
-// Takes the outlier out of a block of finite inputs whose largest magnitude is `magnitude`, notes it, and changes
-// `magnitude` to that of the rest; 0 if there is none. See scalar/rows.cpp.
-PIO_INLINE float take_outlier(F32x16& low, F32x16& high, float& magnitude, int32_t row, int32_t block, Rows& out) {
+// Inputs 32 block to 32 block + 31 of a row; what is beyond its columns is zero.
+struct InputBlock {
+    F32x16 low, high;
+};
+
+PIO_INLINE InputBlock load_block(const float* x, int32_t columns, int32_t block) {
+    const float* const inputs = x + 32 * block;
+    const int32_t left = columns - 32 * block;
+    if (left >= 32) return {load(inputs), load(inputs + 16)};
+    if (left > 16) return {load(inputs), load(inputs + 16, left - 16)};
+    return {load(inputs, left), zeros()};
+}
+
+// Notes the outlier of a block of finite inputs whose largest magnitude is `magnitude`, and changes `magnitude` to that of
+// the rest. Returns the outlier; 0 if there is none. See scalar/rows.cpp.
+PIO_INLINE float find_outlier(const InputBlock& x, float& magnitude, int32_t row, int32_t block, Rows& out) {
     const F32x16 most = broadcast(magnitude);
     const F32x16 ratio = broadcast(kOutlierRatio);
-    const uint32_t large = at_least(multiply(absolute(low), ratio), most) |
-                           at_least(multiply(absolute(high), ratio), most) << 16;
+    const uint32_t large = at_least(multiply(absolute(x.low), ratio), most) |
+                           at_least(multiply(absolute(x.high), ratio), most) << 16;
     if ((large & (large - 1)) != 0) return 0.0f;  // the largest is not the only one
-    const F32x16 low_rest = select_less(absolute(low), most, low, zeros());
-    const F32x16 high_rest = select_less(absolute(high), most, high, zeros());
+    const F32x16 low_rest = select_less(absolute(x.low), most, x.low, zeros());
+    const F32x16 high_rest = select_less(absolute(x.high), most, x.high, zeros());
     const float second = float_of_bits(largest_magnitude(low_rest, high_rest));
     if (second < kSmallestBlock) return 0.0f;
     const int apart = __builtin_ctz(large);
-    float x[32];
-    store(x, low);
-    store(x + 16, high);
+    float inputs[32];
+    store(inputs, x.low);
+    store(inputs + 16, x.high);
     Outlier* outliers = out.outliers + static_cast<int64_t>(row) * (out.stride / 32);
-    outliers[out.num_outliers[row]++] = {32 * block + apart, x[apart]};
-    low = low_rest;
-    high = high_rest;
+    outliers[out.num_outliers[row]++] = {32 * block + apart, inputs[apart]};
     magnitude = second;
-    return x[apart];
+    return inputs[apart];
 }
 
-// One block of 32 inputs as int8: see scalar/rows.cpp.
-PIO_INLINE void prepare_int8(F32x16 low, F32x16 high, bool outliers, int32_t row, int32_t block, Rows& out) {
-    const int32_t bits = largest_magnitude(low, high);
-    float magnitude = float_of_bits(bits);
-    const bool finite = bits < 0x7f800000;
-    const float exact = outliers && finite ? take_outlier(low, high, magnitude, row, block, out) : 0.0f;
-    const bool quantised = finite && magnitude >= kSmallestBlock;
-    const F32x16 inverse = broadcast(quantised ? 127.0f / magnitude : 0.0f);
-    const I32x16 low_values = quantised ? to_int(multiply(low, inverse)) : broadcast(int32_t{0});
-    const I32x16 high_values = quantised ? to_int(multiply(high, inverse)) : broadcast(int32_t{0});
-    const float scale = quantised ? magnitude / 127.0f : finite ? 0.0f : __builtin_nanf("");
-    QuantBlock& to = out.blocks[static_cast<int64_t>(row) * (out.stride / 32) + block];
-    store_int8(to.values, low_values);
-    store_int8(to.values + 16, high_values);
-    store_sums(to.sums, low_values, high_values);
+// Rounds a block to steps of `scale`, whose inverse is given; inputs beyond `magnitude` are zero.
+template <bool Outliers>
+PIO_INLINE void round_block(InputBlock x, float magnitude, float inverse, float scale, float exact, QuantBlock& to) {
+    if constexpr (Outliers) {
+        const F32x16 most = broadcast(magnitude);
+        x.low = select_less(most, absolute(x.low), zeros(), x.low);
+        x.high = select_less(most, absolute(x.high), zeros(), x.high);
+    }
+    const I32x16 low = to_int(multiply(x.low, broadcast(inverse)));
+    const I32x16 high = to_int(multiply(x.high, broadcast(inverse)));
+    store_int8(to.values, low);
+    store_int8(to.values + 16, high);
+    store_sums(to.sums, low, high);
     to.scale = scale;
     to.offset = scale * static_cast<float>(to.sums[0] + to.sums[1]) + exact;
 }
 
+// A row as int8: see scalar/rows.cpp. Sixteen blocks at a time: all magnitudes first, then what follows from them, then the
+// rounding, since one block after the other would wait for each of these steps.
+template <bool Outliers>
+inline void prepare_int8(const float* x, int32_t row, Rows& out) {
+    constexpr int kTogether = 16;
+    const int32_t blocks = out.stride / 32;
+    QuantBlock* to = out.blocks + static_cast<int64_t>(row) * blocks;
+    out.num_outliers[row] = 0;
+    for (int32_t first = 0; first < blocks; first += kTogether) {
+        const int count = blocks - first < kTogether ? blocks - first : kTogether;
+        float magnitudes[kTogether] = {}, inverses[kTogether], scales[kTogether], exact[kTogether];
+        for (int i = 0; i < count; ++i) {
+            const InputBlock inputs = load_block(x, out.columns, first + i);
+            float magnitude = float_of_bits(largest_magnitude(inputs.low, inputs.high));
+            const bool finite = magnitude <= kLargestFloat;
+            exact[i] = Outliers && finite ? find_outlier(inputs, magnitude, row, first + i, out) : 0.0f;
+            magnitudes[i] = magnitude;
+        }
+        const F32x16 most = broadcast(127.0f);
+        store(inverses, divide(most, load(magnitudes)));
+        store(scales, divide(load(magnitudes), most));
+        for (int i = 0; i < count; ++i, ++to) {
+            const float magnitude = magnitudes[i];
+            if (magnitude >= kSmallestBlock && magnitude <= kLargestFloat) {
+                round_block<Outliers>(load_block(x, out.columns, first + i), magnitude, inverses[i], scales[i], exact[i], *to);
+            } else {
+                *to = {};
+                to->scale = to->offset = magnitude < kSmallestBlock ? 0.0f : __builtin_nanf("");  // so that it reaches the logits
+            }
+        }
+    }
+}
+
 inline void prepare(const float* x, uint32_t kinds, int32_t row, Rows& out) {
-    if (kinds & kRowsI8) out.num_outliers[row] = 0;
-    for (int32_t i = 0; i < out.stride; i += 32) {
-        const int32_t left = out.columns - i;
-        const F32x16 low = left >= 16 ? load(x + i) : load(x + i, left);
-        const F32x16 high = left >= 32 ? load(x + i + 16) : left > 16 ? load(x + i + 16, left - 16) : zeros();
-        const int64_t at = static_cast<int64_t>(row) * out.stride + i;
-        if (kinds & kRowsI8) prepare_int8(low, high, kinds & kRowsOutliers, row, i / 32, out);
+    if ((kinds & kRowsI8) && (kinds & kRowsOutliers)) prepare_int8<true>(x, row, out);
+    if ((kinds & kRowsI8) && !(kinds & kRowsOutliers)) prepare_int8<false>(x, row, out);
+    if ((kinds & (kRowsBF16 | kRowsF32)) == 0) return;
+    for (int32_t block = 0; block < out.stride / 32; ++block) {
+        const InputBlock inputs = load_block(x, out.columns, block);
+        const int64_t at = static_cast<int64_t>(row) * out.stride + 32 * block;
         if (kinds & kRowsBF16) {
-            store_bf16(out.bf16 + at, low);
-            store_bf16(out.bf16 + at + 16, high);
+            store_bf16(out.bf16 + at, inputs.low);
+            store_bf16(out.bf16 + at + 16, inputs.high);
         }
         if (kinds & kRowsF32) {
-            store(out.f32 + at, low);
-            store(out.f32 + at + 16, high);
+            store(out.f32 + at, inputs.low);
+            store(out.f32 + at + 16, inputs.high);
         }
     }
 }

@@ -132,7 +132,6 @@ struct SampleLoops {
     }
 
    private:
-    static constexpr float kLargestFloat = 3.40282347e38f;
 
     static uint32_t bits_of_float(float x) { return ::pio::bits_of(x); }
 
