@@ -49,6 +49,7 @@ enum TileFormat : uint32_t {
 
 constexpr int kTileRows = 16;
 constexpr int kTileInputs = 32;
+constexpr int kSplitLowBytes = 128;  // of a tile of kTileQ8Split: what lies behind all tiles
 
 // A matrix, or the part of one that came from one tensor: the queries of a fused QKV projection, say.
 struct Segment {

@@ -737,7 +737,9 @@ void Runtime::fetch_first(const void* op, int32_t first) {
     const bool gated = !is_head && static_cast<const LinearOp*>(op)->epilogue == kGated;
     for (; first >= strips_of(*segment); ++segment) first -= strips_of(*segment);
     for (int32_t i = 0; i < (gated ? 2 : 1); ++i) {
-        const uint8_t* bytes = segment[i].strips + first * strip_bytes_of(segment[i]);
+        const int64_t tiles = static_cast<int64_t>(first) * (padded(segment[i].columns) / kTileInputs);
+        const int64_t apart = segment[i].format == kTileQ8Split ? kSplitLowBytes : 0;
+        const uint8_t* bytes = segment[i].strips + tiles * (pio_tile_bytes(segment[i].format) - apart);
         for (int64_t at = 0; at < kBytes; at += 64) __builtin_prefetch(bytes + at, 0, 0);
     }
 }

@@ -12,8 +12,6 @@ static inline int64_t tile_bytes(uint32_t format) {
     return kBytes[format];
 }
 
-constexpr int64_t kSplitLowBytes = 128;  // of a tile of kTileQ8Split: what lies behind the tiles of the matrix
-
 struct TilePlace {
     const uint8_t* bytes;
     const uint8_t* low;  // of kTileQ8Split: bits 0 and 1 of its quants

@@ -33,7 +33,7 @@ struct TileTraits {
     static constexpr int kBits = Format <= kTileQ4Min ? 4 : Format <= kTileQ5Min ? 5 : Format == kTileQ6 ? 6 : 8;
     static constexpr int kZero = kMinima ? 0 : kBits == 8 ? kEightBitZero : 1 << (kBits - 1);
     static constexpr float kStoredZero = kMinima ? 0.0f : 1 << (kBits - 1);
-    static constexpr int kLowBytes = kSplit ? 128 : 0;  // behind all tiles, for each
+    static constexpr int kLowBytes = kSplit ? kSplitLowBytes : 0;
     static constexpr int kQuantBytes = 64 * kBits - kLowBytes;
     static constexpr int kBytes = Format == kTileF32    ? 2048
                                   : Format >= kTileBF16 ? 1024

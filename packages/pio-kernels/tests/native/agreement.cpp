@@ -14,7 +14,6 @@ constexpr int kMaxColumns = 160;
 constexpr int kStrips = (kRows + 15) / 16;
 constexpr uint32_t kKinds = pio::kRowsI8 | pio::kRowsBF16 | pio::kRowsF32 | pio::kRowsOutliers;
 constexpr int kQuantBytes[] = {256, 256, 320, 320, 384, 512, 384};
-constexpr int kSplitLowBytes = 128;  // of a tile, behind all
 
 uint64_t state = 1;
 
