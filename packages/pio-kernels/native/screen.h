@@ -34,12 +34,13 @@ inline void screen_slack(const Rows& x, int32_t row, float* slack) {
     }
 }
 
-// What the `wanted`-th largest of a row's products is at least: as many strips have one that reaches it.
+// What the `wanted`-th largest of a row's products is at least, as that many strips have one that reaches it; and less by so
+// much that a product below it is no equal of the wanted ones even when both were scaled and rounded.
 inline float screen_threshold(const float* at_least, int32_t strips, int32_t wanted) {
-    if (wanted > 1) return kth_largest(at_least, strips, wanted);
     uint32_t most = ordered(-__builtin_inff());
     for (int32_t i = 0; i < strips; ++i) most = ordered(at_least[i]) > most ? ordered(at_least[i]) : most;
-    return from_ordered(most);
+    const float least = wanted == 1 ? from_ordered(most) : kth_largest(at_least, strips, wanted);
+    return least - 0x1p-22f * __builtin_fabsf(least);
 }
 
 }  // namespace

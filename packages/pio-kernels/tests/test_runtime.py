@@ -351,6 +351,35 @@ def test_tokens_are_drawn_from_the_largest_as_from_all(wide):
         np.testing.assert_array_equal(runtime.sample(runtime.step(wanting(batch, 1, 5)), draws), expected)
 
 
+def test_scaled_logits_are_screened_as_well(random_parameters, make_paging):
+    """A factor on the logits leaves the largest what they are, and the others out."""
+    program = dense(vocab=2005, width=128, logit_scale=0.3)
+    paging = make_paging(np.random.default_rng(15), [FULL], page_size=16, vocab_size=program.vocab_size)
+    parameters = random_parameters(program, np.random.default_rng(15), "Q8_0")
+    with Runtime(program, parameters, paging.caches, [FULL], page_size=16, kv_format="f32", max_tokens=32) as runtime:
+        for _ in range(5):
+            batch = paging.batch({0: 2})
+            every = runtime.step(batch)[0].copy()
+            some = runtime.step(wanting(batch, 4))[0]
+            wanted = every >= np.sort(every)[-4]
+            np.testing.assert_array_equal(some[wanted], every[wanted])
+            assert np.count_nonzero(some == -np.inf) > 1000
+
+
+@pytest.mark.parametrize(
+    "options", [{"final_softcap": 5.0}, {"vocab": 1000}, {"logit_scale": -1.0}], ids=["capped", "small", "negative"]
+)
+def test_heads_that_cannot_be_screened_are_read_whole(options, random_parameters, make_paging):
+    """A soft cap, a negative factor, or too few tokens to be worth it: every logit is there."""
+    program = dense(**{"vocab": 2005, "width": 128, **options})
+    paging = make_paging(np.random.default_rng(16), [FULL], page_size=16, vocab_size=program.vocab_size)
+    parameters = random_parameters(program, np.random.default_rng(16), "Q8_0")
+    with Runtime(program, parameters, paging.caches, [FULL], page_size=16, kv_format="f32", max_tokens=32) as runtime:
+        batch = paging.batch({0: 2})
+        every = runtime.step(batch).copy()
+        np.testing.assert_array_equal(runtime.step(wanting(batch, 1)), every)
+
+
 def eight_bit_strips(quants):
     """A matrix of quants (rows, columns), multiples of 16 and 32, in tiles of Q8 with scales of 2^-8, flat."""
     strips, tiles = quants.shape[0] // 16, quants.shape[1] // 32
