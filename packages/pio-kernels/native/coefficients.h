@@ -27,8 +27,10 @@ constexpr float kRootHalf = 0.707106781f;
 constexpr float kRootTwoOverPi = 0.797884561f;
 constexpr float kGeluCubic = 0.044715f;
 
-// Blocks of activations whose largest magnitude is below this are zero: its inverse would leave float32.
-constexpr float kSmallestBlock = 1e-35f;
+// Blocks of activations whose largest magnitude is below the first are zero, and beyond the second as good as infinite:
+// between them, sums of blocks and what they are divided by stay within float32.
+constexpr float kSmallestBlock = 1e-27f;
+constexpr float kLargestBlock = 1e35f;
 
 constexpr float kLargestFloat = 3.40282347e38f;
 

@@ -11,12 +11,13 @@ namespace pio {
 //
 // An input that is more than kOutlierRatio times as large as any other of its block would leave these few steps. With
 // kRowsOutliers it is kept apart, exactly, and its value is 0 (Dettmers et al. 2022, arXiv:2208.07339, do so with whole
-// columns).
+// columns). A block with an infinity or a NaN is zero, and its outlier NaN, so that what is wrong reaches the logits.
 struct QuantBlock {
     int8_t values[32];
     float scale;
-    float offset;     // sum of the inputs as they are kept: what a minimum of a weight block is multiplied with
-    int32_t sums[2];  // of the values of either half, for formats with a zero point
+    int16_t sums[2];   // of the values of either half
+    int32_t zero_sum;  // -128 times the sum of all: what products with weights of zero point 128 start from
+    int16_t pair[2];   // of a block with an even number: sums of its inputs and of the next block's, see Rows::sum_steps
 };
 
 struct Outlier {
@@ -50,7 +51,18 @@ struct Rows {
     // The outliers of rows that are taken together, those of a group from its first row on; or null if there are no groups.
     OutlierColumn* outlier_columns;  // (count, stride / 32)
     int32_t* num_outlier_columns;    // (count,)
+
+    // Sums of the inputs of a block as they are kept, outliers left out, are what minima of weights are multiplied with:
+    // QuantBlock::pair has them as multiples of a step of the row's, which is the largest magnitude by most_rounded_sum.
+    float* block_sums;  // (count, stride / 32)
+    float* sum_steps;   // (count,)
 };
+
+// What the magnitudes of a row's rounded sums may be: multiplied with minima in steps, they must not leave int32.
+static constexpr int32_t most_rounded_sum(int32_t blocks) {
+    const int32_t fitting = INT32_MAX / kMinimumSteps / (blocks > 0 ? blocks : 1);
+    return fitting < INT16_MAX ? fitting : INT16_MAX;
+}
 
 // Representations of rows. kRowsOutliers is for kRowsI8, and alone nothing.
 enum RowsKind : uint32_t { kRowsI8 = 1, kRowsBF16 = 2, kRowsF32 = 4, kRowsOutliers = 8 };

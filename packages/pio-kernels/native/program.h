@@ -19,10 +19,10 @@
 //   format        quants                                                    then                        value
 //   kTileQ4       256 B: byte g*64+r*4+c has input 4g+c in its low and      16 scales                   d (q - 8)
 //                 input 16+4g+c in its high four bits, g < 4
-//   kTileQ4Min    the same                                                  16 scales, 16 minima        d q + m
+//   kTileQ4Min    the same                                                  16 scales                   d q + m
 //   kTileQ5       the same, then 64 B of fifth bits: bit g of byte r*4+c    16 scales                   d (q - 16)
 //                 belongs to input 4g+c, g < 8
-//   kTileQ5Min    the same                                                  16 scales, 16 minima        d q + m
+//   kTileQ5Min    the same                                                  16 scales                   d q + m
 //   kTileQ6       256 B as kTileQ4, then 128 B of upper bit pairs: bits     16 scales of inputs 0..15,  d (q - 32)
 //                 2(g%4) of byte (g/4)*64+r*4+c belong to input 4g+c, g<8   16 scales of inputs 16..31
 //   kTileQ8       512 B: byte g*64+r*4+c has input 4g+c, g < 8              16 scales                   d (q - 128)
@@ -32,7 +32,12 @@
 //   kTileF16      1024 B: float16 [k*16 + r] is input k                                                 itself
 //   kTileF32      2048 B: float32 [k*16 + r] is input k                                                 itself
 //
-// Behind all tiles of kTileQ8Split lie bits 0 and 1 of its quants, 128 B per tile, in pairs as in kTileQ6: who only asks whether a product can be among the largest leaves out a quarter of the bytes (see screen.h).
+// Minima lie behind the tiles of a strip, since a product takes them for themselves: 64 B for each two tiles, int16
+// [r*2 + t] that of row r and tile t of the two; then M, the largest magnitude of each row's, 16 float16. m is M / 8192
+// times that number; what is missing for an even number of tiles is zero.
+//
+// Behind all tiles of kTileQ8Split lie bits 0 and 1 of its quants, 128 B per tile, in pairs as in kTileQ6: who only asks
+// whether a product can be among the largest leaves out a quarter of the bytes (see screen.h).
 enum TileFormat : uint32_t {
     kTileQ4 = 0,
     kTileQ4Min = 1,
@@ -50,6 +55,7 @@ enum TileFormat : uint32_t {
 constexpr int kTileRows = 16;
 constexpr int kTileInputs = 32;
 constexpr int kSplitLowBytes = 128;  // of a tile of kTileQ8Split: what lies behind all tiles
+constexpr int kMinimumSteps = 8192;  // of the largest minimum of a row
 
 // A matrix, or the part of one that came from one tensor: the queries of a fused QKV projection, say.
 struct Segment {
@@ -273,13 +279,14 @@ PIO_EXPORT int32_t pio_isa_usable(int32_t isa);
 // The kernels of an instruction set, a `pio::Kernels`, for tests that compare them; null if it is not usable.
 PIO_EXPORT const void* pio_kernels(int32_t isa);
 
-// Bytes of a page of keys and values; bytes of one tile.
+// Bytes of a page of keys and values; bytes of one strip over `columns` inputs, with all that belongs to it.
 PIO_EXPORT int64_t pio_page_bytes(uint32_t kv_format, int32_t page_size, int32_t kv_heads, int32_t head_size);
-PIO_EXPORT int64_t pio_tile_bytes(uint32_t tile_format);
+PIO_EXPORT int64_t pio_strip_bytes(uint32_t tile_format, int32_t columns);
 
 // Repacks `rows` stored rows of `columns` elements of encoding `encoding` (number of the GGML type) into the strips of a
 // segment. `row_order`, or null: output row i is stored row row_order[i]. Whole strips [first_strip, last_strip).
-// 0; -1 if the pair of encoding and format, or the number of columns, is not supported; -2 if a scale leaves float16.
+// 0; -1 if the pair of encoding and format, or the number of columns, is not supported; -2 if a scale leaves float16 or is
+// not finite.
 PIO_EXPORT int32_t pio_pack(uint32_t tile_format, int32_t encoding, const uint8_t* stored, int32_t rows, int32_t columns,
                             const int32_t* row_order, uint8_t* strips, int32_t first_strip, int32_t last_strip);
 

@@ -8,6 +8,7 @@
 #include "kernels.h"
 #include "routing.h"
 #include "screen.h"
+#include "strips.h"
 #include "threads.h"
 
 namespace pio {
@@ -154,6 +155,8 @@ Rows take_rows(Arena& arena, int32_t count, int32_t width, uint32_t kinds) {
         rows.num_outliers = arena.take<int32_t>(count);
         rows.outlier_columns = arena.take<OutlierColumn>(numbers / kTileInputs);
         rows.num_outlier_columns = arena.take<int32_t>(count);
+        rows.block_sums = arena.take<float>(numbers / kTileInputs);
+        rows.sum_steps = arena.take<float>(count);
     }
     if (kinds & kRowsBF16) rows.bf16 = arena.take<uint16_t>(numbers);
     if (kinds & kRowsF32) rows.f32 = arena.take<float>(numbers);
@@ -508,9 +511,7 @@ void Runtime::add_product(const void* op, int32_t strips, int64_t strip_bytes, R
 
 namespace {
 
-int64_t strip_bytes_of(const Segment& segment) {
-    return pio_tile_bytes(segment.format) * (padded(segment.columns) / kTileInputs);
-}
+int64_t strip_bytes_of(const Segment& segment) { return pio_strip_bytes(segment.format, segment.columns); }
 
 }  // namespace
 
@@ -737,9 +738,8 @@ void Runtime::fetch_first(const void* op, int32_t first) {
     const bool gated = !is_head && static_cast<const LinearOp*>(op)->epilogue == kGated;
     for (; first >= strips_of(*segment); ++segment) first -= strips_of(*segment);
     for (int32_t i = 0; i < (gated ? 2 : 1); ++i) {
-        const int64_t tiles = static_cast<int64_t>(first) * (padded(segment[i].columns) / kTileInputs);
-        const int64_t apart = segment[i].format == kTileQ8Split ? kSplitLowBytes : 0;
-        const uint8_t* bytes = segment[i].strips + tiles * (pio_tile_bytes(segment[i].format) - apart);
+        const int64_t stride = strip_stride(segment[i].format, padded(segment[i].columns) / kTileInputs);
+        const uint8_t* bytes = segment[i].strips + first * stride;
         for (int64_t at = 0; at < kBytes; at += 64) __builtin_prefetch(bytes + at, 0, 0);
     }
 }

@@ -11,7 +11,7 @@ import pytest
 
 from inference_pio.kernels._abi import STRUCTURES
 from inference_pio.kernels._library import load_library
-from inference_pio.kernels._tiles import LAYOUT_VERSION, TILE_INPUTS, TILE_ROWS, TileFormat
+from inference_pio.kernels._tiles import LAYOUT_VERSION, MINIMUM_STEPS, TILE_INPUTS, TILE_ROWS, TileFormat
 
 NATIVE = Path(__file__).parents[1] / "native"
 
@@ -51,11 +51,14 @@ def test_header_has_no_other_structures():
     assert named == set(STRUCTURES)
 
 
-def test_tiles_are_as_large_as_in_c():
-    """Python's figures for tiles are the library's."""
+def test_strips_are_as_large_as_in_c():
+    """Python's figures for tiles and strips are the library's."""
     header = (NATIVE / "program.h").read_text(encoding="utf-8")
     assert f"kTileRows = {TILE_ROWS};" in header
     assert f"kTileInputs = {TILE_INPUTS};" in header
+    assert f"kMinimumSteps = {MINIMUM_STEPS};" in header
     assert LAYOUT_VERSION >= 1
     for tile_format in TileFormat:
-        assert load_library().pio_tile_bytes(int(tile_format)) == tile_format.tile_bytes, tile_format
+        for columns in (1, 32, 33, 576):
+            expected = tile_format.strip_bytes(columns)
+            assert load_library().pio_strip_bytes(int(tile_format), columns) == expected, tile_format

@@ -44,7 +44,9 @@ class Norm(ctypes.Structure):
 
 OUTLIER = np.dtype([("input", "<i4"), ("value", "<f4")])
 OUTLIER_COLUMN = np.dtype([("input", "<i4"), ("values", "<f4", 8)])
-QUANT_BLOCK = np.dtype([("values", "i1", 32), ("scale", "<f4"), ("offset", "<f4"), ("sums", "<i4", 2)])
+QUANT_BLOCK = np.dtype(
+    [("values", "i1", 32), ("scale", "<f4"), ("sums", "<i2", 2), ("zero_sum", "<i4"), ("pair", "<i2", 2)]
+)
 
 
 class Rows(ctypes.Structure):
@@ -59,6 +61,8 @@ class Rows(ctypes.Structure):
         ("f32", ctypes.c_void_p),
         ("outlier_columns", ctypes.c_void_p),
         ("num_outlier_columns", ctypes.c_void_p),
+        ("block_sums", ctypes.c_void_p),
+        ("sum_steps", ctypes.c_void_p),
     )
 
 
@@ -142,10 +146,11 @@ class Matrix:
     """A random matrix in tiles, and what program.h says that it holds.
 
     Attributes:
-        tiles: (strips, tiles, bytes); those of Q8_SPLIT as of Q8.
+        tiles: (strips, tiles, bytes), without minima; those of Q8_SPLIT as of Q8.
         quants: (rows, inputs), less the quant of zero; inputs padded to whole tiles.
         scales: (rows, inputs), for each weight its scale.
         minima: (rows, inputs), for each weight its minimum.
+        behind: (strips, bytes), what lies behind the tiles.
     """
 
     format: int
@@ -156,10 +161,13 @@ class Matrix:
     scales: NDArray[np.float64]
     minima: NDArray[np.float64]
     bias: NDArray[np.float32] | None
+    behind: NDArray[np.uint8] | None = None
 
     @cached_property
     def strips(self) -> NDArray[np.uint8]:
         """The matrix as the library takes it."""
+        if self.behind is not None:
+            return np.concatenate([self.tiles.reshape(len(self.tiles), -1), self.behind], axis=1)
         return _split(self.tiles) if self.format == Q8_SPLIT else self.tiles
 
     @property
@@ -208,8 +216,20 @@ def _split(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.concatenate([np.concatenate(parts, axis=1).reshape(-1), lowest.reshape(-1)])
 
 
+def _random_minima(rng: np.random.Generator, strips: int, tiles: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """What lies behind tiles, (strips, bytes), and the minima (16 strips, tiles) that it says."""
+    largest = np.abs(rng.standard_normal((strips, 16)) * 0.1).astype(np.float16)
+    largest[rng.random(largest.shape) < 0.05] = 0
+    steps = rng.integers(-8192, 8193, (strips, tiles, 16)).astype(np.int16)
+    padded = np.concatenate([steps, np.zeros((strips, tiles % 2, 16), np.int16)], axis=1)
+    pairs = np.ascontiguousarray(padded.reshape(strips, -1, 2, 16).transpose(0, 1, 3, 2))
+    behind = np.concatenate([pairs.view(np.uint8).reshape(strips, -1), largest.view(np.uint8)], axis=1)
+    minima = largest.astype(np.float64)[:, None] / 8192 * steps
+    return behind, minima.transpose(0, 2, 1).reshape(16 * strips, tiles)
+
+
 def _random_quantised(rng: np.random.Generator, form: int, strips: int, tiles: int) -> tuple[NDArray[Any], ...]:
-    numbers = 2 if form in (Q4_MIN, Q5_MIN, Q6) else 1
+    numbers = 2 if form == Q6 else 1
     quants = rng.integers(0, 256, (strips, tiles, QUANT_BYTES[form]), dtype=np.uint8)
     halves = (rng.standard_normal((strips, tiles, numbers, 16)) * 0.01).astype(np.float16)
     halves[rng.random(halves.shape) < 0.05] = 0
@@ -220,8 +240,7 @@ def _random_quantised(rng: np.random.Generator, form: int, strips: int, tiles: i
     scales = np.repeat(first, 32, axis=1)
     if form == Q6:
         scales = np.repeat(np.stack([first, second], axis=2).reshape(16 * strips, 2 * tiles), 16, axis=1)
-    minima = np.repeat(second, 32, axis=1) if form in (Q4_MIN, Q5_MIN) else np.zeros_like(scales)
-    return packed, _quants_of(form, packed), scales, minima
+    return packed, _quants_of(form, packed), scales, np.zeros_like(scales)
 
 
 def _random_float(rng: np.random.Generator, form: int, strips: int, tiles: int) -> tuple[NDArray[Any], ...]:
@@ -244,8 +263,13 @@ def random_matrix(rng: np.random.Generator, form: int, rows: int, columns: int, 
     strips, tiles = -(-rows // 16), -(-columns // 32)
     make = _random_quantised if form in QUANTISED else _random_float
     packed, quants, scales, minima = make(rng, form, strips, tiles)
+    behind = None
+    if form in (Q4_MIN, Q5_MIN):
+        behind, of_tiles = _random_minima(rng, strips, tiles)
+        minima = np.repeat(of_tiles, 32, axis=1)
     added = rng.standard_normal(rows).astype(np.float32) if bias else None
-    return Matrix(form, rows, columns, np.ascontiguousarray(packed), quants[:rows], scales[:rows], minima[:rows], added)
+    numbers = (quants[:rows], scales[:rows], minima[:rows])
+    return Matrix(form, rows, columns, np.ascontiguousarray(packed), *numbers, added, behind)
 
 
 KINDS, KEEP_OUTLIERS = 7, 8  # RowsKind
@@ -260,7 +284,7 @@ class Prepared:
         self.count, self.columns = x.shape
         self.stride = -(-self.columns // 32) * 32
         self.blocks = np.empty((self.count, self.stride // 32), QUANT_BLOCK)
-        self.blocks[:] = (77, np.nan, np.nan, 7777)
+        self.blocks[:] = (77, np.nan, 7777, 7777, 7777)
         self.outliers = np.empty((self.count, self.stride // 32), OUTLIER)
         self.outliers[:] = (77, np.nan)
         self.num_outliers = np.full(self.count, 7777, np.int32)
@@ -269,8 +293,11 @@ class Prepared:
         self.outlier_columns = np.empty(self.outliers.shape, OUTLIER_COLUMN)
         self.outlier_columns[:] = (77, np.nan)
         self.num_outlier_columns = np.full(self.count, 7777, np.int32)
+        self.block_sums = np.full((self.count, self.stride // 32), np.nan, np.float32)
+        self.sum_steps = np.full(self.count, np.nan, np.float32)
         arrays = (self.blocks, self.outliers, self.num_outliers, self.bf16, self.f32)
         self.rows = Rows(self.count, self.columns, self.stride, *(array.ctypes.data for array in arrays))
+        self.rows.block_sums, self.rows.sum_steps = self.block_sums.ctypes.data, self.sum_steps.ctypes.data
         kinds = KINDS | (KEEP_OUTLIERS if outliers else 0)
         for row in range(self.count):
             # Its own memory, so that reading past the row's end shows in sanitizers.
@@ -281,8 +308,10 @@ class Prepared:
             self.rows.num_outlier_columns = self.num_outlier_columns.ctypes.data
             kernels.group_outliers(self.rows, 0, self.count)
         self.values = self.blocks["values"].reshape(self.count, self.stride)
-        self.scales, self.offsets = self.blocks["scale"], self.blocks["offset"]
+        self.scales = self.blocks["scale"]
         self.sums = self.blocks["sums"].reshape(self.count, self.stride // 16)
+        number = np.arange(self.stride // 32)
+        self.rounded_sums = self.blocks["pair"][:, number // 2 * 2, number % 2].astype(np.int64)
 
     def terms(self, matrix: Matrix, rows: NDArray[np.int64]) -> Terms:
         """W x of (chosen rows, outputs), in double precision from what the arrays hold."""
@@ -297,8 +326,9 @@ class Prepared:
         factors = np.repeat(self.scales[rows].astype(np.float64), 2, axis=1)
         quants = matrix.quants.reshape(-1, 2 * tiles, 16)
         sums = np.einsum("nbk,rbk->nrb", values, quants) * factors[:, None] * matrix.scales[:, ::16]
-        minima = matrix.minima[:, ::32] * self.offsets[rows].astype(np.float64)[:, None]
-        apart = self.apart()[rows] @ (matrix.scales * matrix.quants).T
+        kept_sums = self.rounded_sums * self.sum_steps.astype(np.float64)[:, None]
+        minima = matrix.minima[:, ::32] * kept_sums[rows][:, None]
+        apart = self.apart()[rows] @ matrix.weights.T
         magnitude = np.abs(sums).sum(2) + np.abs(minima).sum(2) + np.abs(self.apart()[rows]) @ np.abs(matrix.weights).T
         return Terms(sums.sum(2) + minima.sum(2) + apart, magnitude, 3 * tiles + int(self.num_outliers.max(initial=0)))
 
@@ -411,16 +441,21 @@ def test_any_shape_will_do(kernels: Kernels, rng: np.random.Generator, form: int
 @pytest.mark.parametrize("form", QUANTISED, ids=FORMATS[: len(QUANTISED)])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_largest_sums_do_not_overflow(kernels: Kernels, form: int, sign: int) -> None:
-    """Quants and activations at their limits leave no intermediate number's range."""
+    """Quants, minima and activations at their limits leave no intermediate number's range."""
     matrix = random_matrix(np.random.default_rng(1), form, 16, 64)
+    behind = None if matrix.behind is None else matrix.behind.copy()
+    if behind is not None:
+        behind[:, :64] = np.full((1, 32), -8192, np.int16).view(np.uint8)
+        matrix.minima[:] = -behind[:, 64:].view(np.float16).astype(np.float64).reshape(16, 1)
     for byte in (0x00, 0xFF):
         tiles = matrix.tiles.copy()
         tiles[..., : QUANT_BYTES[form]] = byte
         quants = _quants_of(form, tiles)
-        x = Prepared(kernels, np.full((9, 64), 2.5 * sign, np.float32))
+        x = Prepared(kernels, np.full((9, 64), 127 * sign, np.float32))
         assert np.all(x.values == 127 * sign)
+        assert np.all(x.rounded_sums == 32767 * sign)
         y = np.empty((9, 16), np.float32)
-        filled = Matrix(form, 16, 64, tiles, quants, matrix.scales, matrix.minima, None)
+        filled = Matrix(form, 16, 64, tiles, quants, matrix.scales, matrix.minima, None, behind)
         run_linear(kernels, x, filled, y)
         terms = x.terms(filled, np.arange(9))
         assert np.all(np.abs(y - terms.exact) <= bound(terms))
@@ -626,9 +661,9 @@ def test_outliers_stay_where_nobody_asks_for_them(kernels: Kernels) -> None:
     assert rows.values[0, 32:40].tolist() == [0] * 8
 
 
-@pytest.mark.parametrize("columns", [1, 15, 16, 17, 31, 32, 33, 48, 96, 100, 576])
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 31, 32, 33, 48, 96, 100, 576, 1056])
 def test_prepare_quantises_blocks(kernels: Kernels, rng: np.random.Generator, columns: int) -> None:
-    """Each block of 32 has its largest magnitude at 127, sums and offset fit, padding is zero, outliers are apart."""
+    """Each block of 32 has its largest magnitude at 127, sums fit, padding is zero, outliers are apart."""
     x = (rng.standard_normal((3, columns)) * 10 ** rng.uniform(-6, 6, (3, 1))).astype(np.float32)
     rows = Prepared(kernels, x)
     padded = np.zeros((3, rows.stride), np.float32)
@@ -646,10 +681,28 @@ def test_prepare_quantises_blocks(kernels: Kernels, rng: np.random.Generator, co
         inverse = np.where(largest > 0, np.float32(127) / largest, 0).astype(np.float32)
     np.testing.assert_array_equal(rows.values.reshape(blocks.shape), np.rint(blocks * inverse[..., None]))
     np.testing.assert_array_equal(rows.sums, rows.values.reshape(3, -1, 16).sum(2, dtype=np.int32))
-    sums = rows.values.reshape(blocks.shape).sum(2, dtype=np.int32)
-    exact = apart.reshape(3, -1, 32).sum(2, dtype=np.float32)
-    np.testing.assert_allclose(rows.offsets, rows.scales * sums.astype(np.float32) + exact, rtol=3e-7, atol=0)
+    np.testing.assert_array_equal(rows.blocks["zero_sum"], -128 * rows.sums.reshape(3, -1, 2).sum(2, dtype=np.int32))
     np.testing.assert_array_equal(rows.f32, padded)
+
+
+@pytest.mark.parametrize("columns", [32, 64, 96, 576, 1056, 32 * 300])
+def test_sums_are_rounded_to_steps_of_the_largest(kernels: Kernels, rng: np.random.Generator, columns: int) -> None:
+    """So that their products with minima stay within int32 however long a row is; a row of zeros has none."""
+    x = (rng.standard_normal((4, columns)) * np.repeat(rng.lognormal(size=(4, columns // 32)), 32, axis=1)).astype(
+        np.float32
+    )
+    x[3] = 0
+    rows = Prepared(kernels, x)
+    sums = rows.values.reshape(4, -1, 32).sum(2, dtype=np.int64) * rows.scales.astype(np.float64)
+    most = min(32767, (2**31 - 1) // 8192 // (columns // 32))
+    np.testing.assert_array_equal(np.abs(rows.rounded_sums).max(axis=1)[:3], most)
+    assert not rows.rounded_sums[3].any()
+    assert rows.sum_steps[3] == 0
+    steps = rows.sum_steps.astype(np.float64)[:, None]
+    assert np.all(np.abs(rows.rounded_sums * steps - sums) <= steps / 2 * (1 + 1e-3))
+    assert not rows.blocks["pair"][:, 1::2].any()
+    if columns // 32 % 2:
+        assert not rows.blocks["pair"][:, -1, 1].any()
 
 
 def test_prepare_rounds_bfloat16_to_even(kernels: Kernels) -> None:
@@ -663,22 +716,27 @@ def test_prepare_rounds_bfloat16_to_even(kernels: Kernels) -> None:
     np.testing.assert_array_equal(rows.bf16[0, :9], np.array(expected, np.uint16))
 
 
-@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1.1e35])
 @pytest.mark.parametrize("at", [0, 15, 16, 31])
-def test_prepare_marks_blocks_that_are_not_finite(kernels: Kernels, number: float, at: int) -> None:
-    """A block with an infinity or a NaN has the scale NaN; its neighbours do not notice."""
+@pytest.mark.parametrize("outliers", [True, False])
+def test_prepare_marks_blocks_that_are_not_finite(kernels: Kernels, number: float, at: int, outliers: bool) -> None:
+    """A block with an infinity or a NaN, or what is as good as one, has an outlier NaN; its neighbours are as ever."""
     x = np.ones((1, 96), np.float32)
     x[0, 32 + at] = number
-    rows = Prepared(kernels, x)
-    assert np.isnan(rows.scales[0]).tolist() == [False, True, False]
-    assert np.isnan(rows.offsets[0]).tolist() == [False, True, False]
+    x[0, 70] = 9.0
+    rows = Prepared(kernels, x, outliers=outliers)
+    found = rows.outliers[0, : rows.num_outliers[0]]
+    assert found["input"].tolist() == ([32, 70] if outliers else [32])
+    assert np.isnan(found["value"][0])
+    assert np.all(rows.values[0].reshape(3, 32).any(axis=1) == [True, False, True])
+    assert np.isfinite(rows.scales).all()
+    assert np.isfinite(rows.sum_steps).all()
 
 
 def test_prepare_takes_tiny_blocks_for_zero(kernels: Kernels) -> None:
-    """Magnitudes whose inverse leaves float32 are zero."""
-    rows = Prepared(kernels, np.array([[1e-38] * 32 + [1e-34] * 32 + [0] * 32], np.float32))
+    """Magnitudes that nothing could be divided by are zero."""
+    rows = Prepared(kernels, np.array([[9e-28] * 32 + [1.1e-27] * 32 + [0] * 32], np.float32))
     assert (rows.values[0].reshape(3, 32)[:, 0] != 0).tolist() == [False, True, False]
-    assert (rows.scales[0] > 0).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("columns", [1, 7, 16, 30, 64, 576])

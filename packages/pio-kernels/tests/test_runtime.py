@@ -168,12 +168,16 @@ def test_float32_programs_agree_with_interpreter(name, isa, random_parameters, m
 @pytest.mark.parametrize("isa", USABLE)
 @pytest.mark.parametrize("encoding", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"])
 def test_quantised_programs_agree_with_interpreter(encoding, isa, random_parameters, make_paging):
-    """With block formats and int8 activations, what differs is activations that round to the other side."""
+    """With block formats and int8 activations, what differs is activations that round to the other side, and little on
+    the whole. Sums that minima are multiplied with are rounded natively alone, so that more of them do.
+    """
+    has_minima = encoding in {"Q4_1", "Q5_1", "Q4_K", "Q5_K"}
     program = dense(heads=4, kv_heads=2, size=64, width=256, inner=256, pairs=8)
     parameters = random_parameters(program, np.random.default_rng(2), encoding)
     exact = {"quantise_activations": True}
     for native, expected in run_both(program, parameters, make_paging, [FULL], isa=isa, threads=2, exact=exact):
-        assert close(native, expected, 2e-2)
+        assert close(native, expected, 5e-2 if has_minima else 2e-2)
+        assert np.sqrt(np.mean((native - expected) ** 2)) <= 1e-2 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("isa", USABLE)

@@ -38,12 +38,15 @@ def plain_matrix(rng, encoding, rows, columns):
 @pytest.mark.parametrize("encoding, tile_format, share", PAIRS)
 @pytest.mark.parametrize("rows", [1, 16, 37])
 def test_blocks_keep_their_values(encoding, tile_format, share, rows, make_blocks):
-    """Unpacked tiles hold what gguf-py decodes, bit for bit where scales are stored as such."""
+    """Unpacked tiles hold what gguf-py decodes, bit for bit where scales are stored as such and there are no minima."""
     gguf = pytest.importorskip("gguf", reason="the reference decoder of GGML's block formats")
     stored = make_blocks(np.random.default_rng(rows), encoding, rows, 512)
     expected = gguf.dequantize(stored.reshape(rows, -1), gguf.GGMLQuantizationType[encoding])
     values = unpack(tile_format, pack_reference(tile_format, encoding, stored, rows, 512), rows, 512)
-    assert np.abs(values - expected).max() <= share * np.abs(expected).max()
+    slack = share * np.abs(expected).max()
+    if tile_format.has_minima:  # 8192 steps to the largest of a row, and what rounding a float32 sum may add
+        slack += (2**-14 + 2**-22) * np.abs(expected).max(axis=1, keepdims=True)
+    assert np.all(np.abs(values - expected) <= slack)
 
 
 @pytest.mark.parametrize("encoding", PLAIN)
@@ -116,6 +119,9 @@ def test_what_cannot_be_packed_is_refused():
         pack(TileFormat.Q4, "Q4_0", stored, (16, 32), strips, np.arange(16))
     with pytest.raises(ValueError, match="the order of 16 rows names row 16"):
         pack(TileFormat.Q4, "Q4_0", stored, (16, 32), strips, np.arange(1, 17, dtype=np.int32))
+    stored.reshape(16, 18)[7, :2] = np.array([np.nan], np.float16).view(np.uint8)
+    with pytest.raises(UnsupportedError, match=r"down\.3 \(16, 32\) stored as Q4_0 .* that are not finite"):
+        pack(TileFormat.Q4, "Q4_0", stored, (16, 32), strips, name="down.3")
 
 
 def test_half_split_order_of_heads():

@@ -7,10 +7,9 @@ namespace {
 
 // One tile's share of W x for its row r: the sum over its 32 inputs, which begin at input 32 * block of row `row` of x.
 //
-// Quantised weights d (q - zero) or d q + m meet activations s v (see Rows):
+// Quantised weights d (q - zero), or d q + m without its m, meet activations s v (see QuantBlock):
 //   sum_k d (q_k - zero) s v_k = d s sum_k (q_k - zero) v_k        the last sum in integers, half block by half block
-//   sum_k m s v_k              = m (s sum_k v_k)                   the offset of the block
-// Outliers are not in it, but for the offset.
+// Outliers are not in it.
 float tile_product(uint32_t format, const TilePlace& tile, int r, const Rows& x, int64_t row, int32_t block) {
     const int64_t first = row * x.stride + kTileInputs * block;
     float y = 0.0f;
@@ -27,18 +26,28 @@ float tile_product(uint32_t format, const TilePlace& tile, int r, const Rows& x,
         for (int k = 16 * half; k < 16 * half + 16; ++k) sum += quant(format, tile, r, k) * input.values[k];
         y += scale(format, tile, r, 16 * half) * input.scale * static_cast<float>(sum);
     }
-    return has_minima(format) ? y + number(format, tile, r, 1) * input.offset : y;
+    return y;
 }
 
-// The outliers' share, d (q - zero) x each. What a minimum takes of them is in the offsets.
+// The share of minima: their steps times those of the sums of inputs, block by block, in integers.
+float minima_product(const Segment& weights, int32_t strip, int r, const Rows& x, int64_t row) {
+    const int32_t blocks = x.stride / kTileInputs;
+    const QuantBlock* inputs = x.blocks + row * blocks;
+    int32_t sum = 0;
+    for (int32_t block = 0; block < blocks; ++block) {
+        sum += minimum_steps(tile_at(weights, strip, block), r) * inputs[block / 2 * 2].pair[block % 2];
+    }
+    return minimum_step(tile_at(weights, strip, 0), r) * x.sum_steps[row] * static_cast<float>(sum);
+}
+
+// The outliers' share
 float outliers_product(const Segment& weights, int32_t strip, int r, const Rows& x, int64_t row) {
     const uint32_t format = weights.format;
     float y = 0.0f;
     for (int32_t i = 0; i < x.num_outliers[row]; ++i) {
         const Outlier& outlier = x.outliers[row * (x.stride / 32) + i];
         const TilePlace tile = tile_at(weights, strip, outlier.input / kTileInputs);
-        const int k = outlier.input % kTileInputs;
-        y += scale(format, tile, r, k) * static_cast<float>(quant(format, tile, r, k)) * outlier.value;
+        y += weight(format, tile, r, outlier.input % kTileInputs) * outlier.value;
     }
     return y;
 }
@@ -49,6 +58,7 @@ float product(const Segment& weights, int32_t strip, int r, const Rows& x, int64
     for (int32_t block = 0; block < x.stride / kTileInputs; ++block) {
         y += tile_product(weights.format, tile_at(weights, strip, block), r, x, row, block);
     }
+    if (has_minima(weights.format)) y += minima_product(weights, strip, r, x, row);
     if (weights.format < kTileBF16) y += outliers_product(weights, strip, r, x, row);
     return weights.bias ? y + weights.bias[kTileRows * strip + r] : y;
 }

@@ -2,7 +2,7 @@
 // given at each. A float16 scale that came from a product of two is rounded to float16, which has an error of 2^-12 of it.
 #include <stddef.h>
 
-#include "../numbers.h"
+#include "functions.h"
 #include "tiles.h"
 
 namespace pio::scalar {
@@ -33,15 +33,17 @@ void put_four(uint8_t* bytes, uint32_t x) { __builtin_memcpy(bytes, &x, sizeof x
 
 void put_u16(uint8_t* bytes, int i, uint16_t x) { __builtin_memcpy(bytes + 2 * i, &x, sizeof x); }
 
-// A finite product of a block's scale and that of its part may leave float16; then the matrix cannot be packed.
+// A product of a block's scale and that of its part may leave float16, or a scale be no number at all; then the matrix
+// cannot be packed.
 struct Packing {
     bool overflow = false;
 
     uint16_t scale(float x) {
         const uint16_t half = f16_of_float(x);
-        overflow |= (half & 0x7c00) == 0x7c00;
+        check(half);
         return half;
     }
+    void check(uint16_t half) { overflow |= (half & 0x7c00) == 0x7c00; }
 };
 
 // --- Parts of tiles --------------------------------------------------------------------------------------------------
@@ -65,7 +67,7 @@ void put_fifth_bits(uint8_t* tile, int r, uint32_t bits) {
 
 // --- Formats of blocks -----------------------------------------------------------------------------------------------
 // Each has the tile's format, elements and bytes of a block, and `put`, which writes row r of a tile from 32 inputs of a
-// block: those from 32 * part on.
+// block: those from 32 * part on. Minima stand behind the scales here, as float16.
 
 // d, then 16 bytes: element k < 16 in the low, element k + 16 in the high four bits of byte k. Value d (q - 8).
 struct Q4_0 {
@@ -325,6 +327,41 @@ void pack_numbers(const Matrix& matrix, int32_t strip, int32_t tile_number, uint
     }
 }
 
+// Scales of a tile, behind its quants, must be numbers: a product would hide that they are none.
+void check_scales(uint32_t format, const uint8_t* tile, Packing& packing) {
+    const int count = format == kTileQ6 ? 2 * kTileRows : kTileRows;
+    const uint8_t* const scales = tile + tile_bytes(format) - 2 * count;
+    for (int i = 0; i < count; ++i) packing.check(u16_at(scales, i));
+}
+
+// Minima of a strip, 16 float16 of one tile after the other, become steps of the largest of each row.
+void settle_minima(uint8_t* minima, int32_t tiles, Packing& packing) {
+    uint16_t largest[kTileRows] = {};
+    for (int32_t tile = 0; tile < tiles; ++tile) {
+        for (int r = 0; r < kTileRows; ++r) {
+            const uint16_t minimum = u16_at(minima + kLargestMinimaBytes * tile, r);
+            packing.check(minimum);
+            const uint16_t magnitude = minimum & 0x7fff;
+            largest[r] = magnitude > largest[r] ? magnitude : largest[r];
+        }
+    }
+    if (tiles % 2 != 0) __builtin_memset(minima + kLargestMinimaBytes * tiles, 0, kLargestMinimaBytes);
+    __builtin_memcpy(minima + kMinimaPairBytes * pairs_of(tiles), largest, sizeof largest);
+    for (int64_t pair = 0; pair < pairs_of(tiles); ++pair) {
+        uint8_t* const place = minima + kMinimaPairBytes * pair;
+        uint16_t both[2][kTileRows];
+        __builtin_memcpy(both, place, sizeof both);
+        for (int r = 0; r < kTileRows; ++r) {
+            const float most = float_of_f16(largest[r]);
+            for (int t = 0; t < 2; ++t) {
+                const float share = most > 0.0f ? float_of_f16(both[t][r]) / most : 0.0f;
+                const auto steps = static_cast<int16_t>(round_to_even(share * kMinimumSteps));
+                put_u16(place, 2 * r + t, static_cast<uint16_t>(steps));
+            }
+        }
+    }
+}
+
 // Takes a tile of kTileQ8 apart into one of kTileQ8Split.
 void put_split(const uint8_t* eight_bits, uint8_t* tile, uint8_t* low) {
     for (int lane = 0; lane < 64; ++lane) {
@@ -382,30 +419,46 @@ PackTile packer(uint32_t format, int32_t encoding, int32_t columns) {
 }  // namespace
 }  // namespace pio::scalar
 
-int64_t pio_tile_bytes(uint32_t tile_format) {
-    return tile_format < kTileFormats ? pio::scalar::tile_bytes(tile_format) : -1;
+int64_t pio_strip_bytes(uint32_t tile_format, int32_t columns) {
+    if (tile_format >= kTileFormats || columns < 0) return -1;
+    const int64_t tiles = (static_cast<int64_t>(columns) + kTileInputs - 1) / kTileInputs;
+    return pio::strip_stride(tile_format, tiles) + (tile_format == kTileQ8Split ? tiles * kSplitLowBytes : 0);
 }
 
 int32_t pio_pack(uint32_t tile_format, int32_t encoding, const uint8_t* stored, int32_t rows, int32_t columns,
                  const int32_t* row_order, uint8_t* strips, int32_t first_strip, int32_t last_strip) {
+    using namespace pio;
     using namespace pio::scalar;
     const bool split = tile_format == kTileQ8Split;
-    const PackTile pack_tile = packer(split ? kTileQ8 : tile_format, encoding, columns);
+    const uint32_t whole_format = split ? kTileQ8 : tile_format;
+    const PackTile pack_tile = packer(whole_format, encoding, columns);
     if (!pack_tile) return -1;
     const Matrix matrix = {stored, rows, columns, row_order};
-    const int64_t bytes = tile_bytes(tile_format);
-    const int64_t stride = split ? bytes - kSplitLowBytes : bytes;
-    uint8_t* const low = strips + static_cast<int64_t>((rows + kTileRows - 1) / kTileRows) * matrix.tiles() * stride;
+    const int64_t tiles = matrix.tiles();
+    const int64_t stride = strip_stride(tile_format, tiles);
+    uint8_t* const low = strips + static_cast<int64_t>((rows + kTileRows - 1) / kTileRows) * stride;
     Packing packing;
     for (int32_t strip = first_strip; strip < last_strip; ++strip) {
+        uint8_t* const begin = strips + strip * stride;
+        uint8_t* const minima = begin + tiles * tile_bytes(tile_format);
         for (int32_t number = 0; number < matrix.tiles(); ++number) {
-            const int64_t place = static_cast<int64_t>(strip) * matrix.tiles() + number;
-            uint8_t eight_bits[544];
-            uint8_t* tile = split ? eight_bits : strips + place * stride;
-            if (matrix.strip_rows(strip) < kTileRows) __builtin_memset(tile, 0, static_cast<size_t>(bytes));
-            pack_tile(matrix, strip, number, tile, packing);
-            if (split) put_split(eight_bits, strips + place * stride, low + place * kSplitLowBytes);
+            uint8_t* const tile = begin + number * tile_bytes(tile_format);
+            uint8_t elsewhere[tile_bytes(kTileQ8)];
+            uint8_t* const whole = split || has_minima(tile_format) ? elsewhere : tile;
+            if (matrix.strip_rows(strip) < kTileRows) {
+                __builtin_memset(whole, 0, whole == tile ? static_cast<size_t>(tile_bytes(tile_format)) : sizeof elsewhere);
+            }
+            pack_tile(matrix, strip, number, whole, packing);
+            if (whole_format < kTileBF16) check_scales(whole_format, whole, packing);
+            if (split) {
+                put_split(whole, tile, low + (strip * tiles + number) * kSplitLowBytes);
+            } else if (has_minima(tile_format)) {
+                const int bytes = tile_bytes(tile_format);
+                __builtin_memcpy(tile, whole, static_cast<size_t>(bytes));
+                __builtin_memcpy(minima + kLargestMinimaBytes * number, whole + bytes, kLargestMinimaBytes);
+            }
         }
+        if (has_minima(tile_format)) settle_minima(minima, matrix.tiles(), packing);
     }
     return packing.overflow ? -2 : 0;
 }

@@ -15,34 +15,52 @@ int outlier_of(const float* x) {
     return second >= kSmallestBlock && absolute(x[first]) > kOutlierRatio * second ? first : -1;
 }
 
-// x = scale * values, with the largest magnitude at 127, but for the outlier. A block with an infinity or a NaN gets the
-// scale NaN, so that what is wrong reaches the logits; one too small to be divided by is zero.
+// See QuantBlock. A block too small to be divided by is zero.
 void prepare_int8(const float* inputs, bool outliers, int32_t row, int32_t block, Rows& out) {
     float x[32];
     bool finite = true;
     for (int i = 0; i < 32; ++i) {
         x[i] = inputs[i];
-        finite = finite && absolute(x[i]) <= kLargestFloat;
+        finite = finite && absolute(x[i]) <= kLargestBlock;
     }
     const int64_t at = static_cast<int64_t>(row) * (out.stride / 32) + block;
+    Outlier& outlier = out.outliers[at - block + out.num_outliers[row]];
     const int apart = outliers && finite ? outlier_of(x) : -1;
-    const float exact = apart < 0 ? 0.0f : x[apart];
     if (apart >= 0) {
-        out.outliers[at - block + out.num_outliers[row]++] = {32 * block + apart, exact};
+        outlier = {32 * block + apart, x[apart]};
         x[apart] = 0.0f;
     }
+    if (!finite) outlier = {32 * block, __builtin_nanf("")};
+    out.num_outliers[row] += apart >= 0 || !finite;
     float magnitude = 0.0f;
     for (int i = 0; i < 32; ++i) magnitude = absolute(x[i]) > magnitude ? absolute(x[i]) : magnitude;
     const bool quantised = finite && magnitude >= kSmallestBlock;
-    const float inverse = quantised ? 127.0f / magnitude : 0.0f;
     QuantBlock& to = out.blocks[at];
+    const float inverse = quantised ? 127.0f / magnitude : 0.0f;
+    to.scale = quantised ? magnitude / 127.0f : 0.0f;
     to.sums[0] = to.sums[1] = 0;
     for (int i = 0; i < 32; ++i) {
         to.values[i] = quantised ? static_cast<int8_t>(round_to_even(x[i] * inverse)) : int8_t{0};
-        to.sums[i / 16] += to.values[i];
+        to.sums[i / 16] = static_cast<int16_t>(to.sums[i / 16] + to.values[i]);
     }
-    to.scale = quantised ? magnitude / 127.0f : finite ? 0.0f : __builtin_nanf("");
-    to.offset = to.scale * static_cast<float>(to.sums[0] + to.sums[1]) + exact;
+    to.zero_sum = -128 * (to.sums[0] + to.sums[1]);
+    out.block_sums[at] = to.scale * static_cast<float>(to.sums[0] + to.sums[1]);
+}
+
+// Rounds the sums of a row's blocks to steps of the largest.
+void round_sums(int32_t row, Rows& out) {
+    const int32_t blocks = out.stride / 32;
+    const float* sums = out.block_sums + static_cast<int64_t>(row) * blocks;
+    const float most = static_cast<float>(most_rounded_sum(blocks));
+    float largest = 0.0f;
+    for (int32_t i = 0; i < blocks; ++i) largest = absolute(sums[i]) > largest ? absolute(sums[i]) : largest;
+    const float inverse = largest > 0.0f ? most / largest : 0.0f;
+    QuantBlock* to = out.blocks + static_cast<int64_t>(row) * blocks;
+    for (int32_t i = 0; i < blocks; ++i) {
+        to[i].pair[0] = to[i].pair[1] = 0;
+        to[i / 2 * 2].pair[i % 2] = static_cast<int16_t>(round_to_even(sums[i] * inverse));
+    }
+    out.sum_steps[row] = largest / most;
 }
 
 }  // namespace
@@ -59,6 +77,7 @@ void prepare(const float* x, uint32_t kinds, int32_t row, Rows& out) {
             if (kinds & kRowsF32) out.f32[at + i] = padded[i];
         }
     }
+    if (kinds & kRowsI8) round_sums(row, out);
 }
 
 }  // namespace pio::scalar

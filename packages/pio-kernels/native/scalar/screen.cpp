@@ -22,7 +22,7 @@ Bounds bounds(const ScreenTask& task, int32_t strip, int r, int32_t row) {
         const QuantBlock& input = x.blocks[static_cast<int64_t>(row) * tiles + block];
         int32_t sum = 3 * (input.sums[0] + input.sums[1]) >> 1;  // the half that an odd sum loses is in the slack
         for (int k = 0; k < kTileInputs; ++k) sum += least_quant(tile, r, k) * input.values[k];
-        const float d = number(kTileQ8Split, tile, r, 0);
+        const float d = scale(kTileQ8Split, tile, r, 0);
         estimate += d * input.scale * static_cast<float>(sum);
         slack += __builtin_fabsf(d) * task.slack[static_cast<int64_t>(row) * tiles + block];
     }
@@ -30,7 +30,7 @@ Bounds bounds(const ScreenTask& task, int32_t strip, int r, int32_t row) {
         const Outlier& outlier = x.outliers[static_cast<int64_t>(row) * tiles + i];
         const TilePlace tile = tile_at(*task.weights, strip, outlier.input / kTileInputs);
         const float middle = static_cast<float>(least_quant(tile, r, outlier.input % kTileInputs)) + 1.5f;
-        estimate += number(kTileQ8Split, tile, r, 0) * middle * outlier.value;
+        estimate += scale(kTileQ8Split, tile, r, 0) * middle * outlier.value;
     }
     return {estimate - slack, estimate + slack};
 }

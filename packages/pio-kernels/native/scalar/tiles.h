@@ -2,28 +2,28 @@
 #pragma once
 
 #include "../numbers.h"
-#include "../program.h"
+#include "../strips.h"
 
 namespace pio::scalar {
 
-// Bytes of a tile with all that belongs to it.
-static inline int64_t tile_bytes(uint32_t format) {
-    constexpr int64_t kBytes[kTileFormats] = {288, 320, 352, 384, 448, 544, 544, 1024, 1024, 2048};
-    return kBytes[format];
-}
-
 struct TilePlace {
     const uint8_t* bytes;
-    const uint8_t* low;  // of kTileQ8Split: bits 0 and 1 of its quants
+    const uint8_t* low;      // of kTileQ8Split: bits 0 and 1 of its quants
+    const uint8_t* minima;   // of its strip
+    const uint8_t* largest;  // magnitudes among them
+    int64_t number;          // of the tile within its strip
 };
 
 // Tile number `number` of a strip.
 static inline TilePlace tile_at(const Segment& matrix, int64_t strip, int64_t number) {
     const int64_t strips = (matrix.rows + kTileRows - 1) / kTileRows;
     const int64_t tiles = (matrix.columns + kTileInputs - 1) / kTileInputs;
-    const int64_t stride = tile_bytes(matrix.format) - (matrix.format == kTileQ8Split ? kSplitLowBytes : 0);
-    const int64_t place = strip * tiles + number;
-    return {matrix.strips + place * stride, matrix.strips + strips * tiles * stride + place * kSplitLowBytes};
+    const int64_t stride = strip_stride(matrix.format, tiles);
+    const uint8_t* begin = matrix.strips + strip * stride;
+    const uint8_t* minima = begin + tiles * tile_bytes(matrix.format);
+    const uint8_t* low = matrix.strips + strips * stride + (strip * tiles + number) * kSplitLowBytes;
+    const uint8_t* largest = minima + pairs_of(tiles) * kMinimaPairBytes;
+    return {begin + number * tile_bytes(matrix.format), low, minima, largest, number};
 }
 
 static inline uint16_t u16_at(const uint8_t* bytes, int i) {
@@ -53,17 +53,20 @@ static inline int quant(uint32_t format, const TilePlace& tile, int r, int k) {
     return (nibble | fifth << 4) - (format == kTileQ5 ? 16 : 0);
 }
 
-// The numbers behind the quants of row r: number 0 is its scale, number 1 its minimum or the scale of inputs 16..31.
-static inline float number(uint32_t format, const TilePlace& tile, int r, int which) {
-    constexpr int kQuantBytes[] = {256, 256, 320, 320, 384, 512, 384};
-    return float_of_f16(u16_at(tile.bytes + kQuantBytes[format] + 32 * which, r));
-}
-
-static inline bool has_minima(uint32_t format) { return format == kTileQ4Min || format == kTileQ5Min; }
-
 // Scale of input k of row r
 static inline float scale(uint32_t format, const TilePlace& tile, int r, int k) {
-    return number(format, tile, r, format == kTileQ6 ? k / 16 : 0);
+    constexpr int kQuantBytes[] = {256, 256, 320, 320, 384, 512, 384};
+    const int half = format == kTileQ6 ? k / 16 : 0;
+    return float_of_f16(u16_at(tile.bytes + kQuantBytes[format] + 32 * half, r));
+}
+
+// Minimum of row r of a tile in steps, and the step.
+static inline int32_t minimum_steps(const TilePlace& tile, int r) {
+    const uint8_t* pair = tile.minima + tile.number / 2 * kMinimaPairBytes;
+    return static_cast<int16_t>(u16_at(pair, 2 * r + static_cast<int>(tile.number % 2)));
+}
+static inline float minimum_step(const TilePlace& tile, int r) {
+    return float_of_f16(u16_at(tile.largest, r)) / kMinimumSteps;
 }
 
 static inline float float_weight(uint32_t format, const TilePlace& tile, int r, int k) {
@@ -78,7 +81,7 @@ static inline float float_weight(uint32_t format, const TilePlace& tile, int r, 
 static inline float weight(uint32_t format, const TilePlace& tile, int r, int k) {
     if (format >= kTileBF16) return float_weight(format, tile, r, k);
     const float product = scale(format, tile, r, k) * static_cast<float>(quant(format, tile, r, k));
-    return has_minima(format) ? product + number(format, tile, r, 1) : product;
+    return has_minima(format) ? product + minimum_step(tile, r) * static_cast<float>(minimum_steps(tile, r)) : product;
 }
 
 }  // namespace pio::scalar

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "../kernels.h"
+#include "../strips.h"
 #include "simd.h"
 
 namespace pio::PIO_ISA {
@@ -28,16 +29,14 @@ template <uint32_t Format>
 struct TileTraits {
     static constexpr bool kQuantised = Format < kTileBF16;
     static constexpr bool kSplit = Format == kTileQ8Split;
-    static constexpr bool kMinima = Format == kTileQ4Min || Format == kTileQ5Min;
+    static constexpr bool kMinima = has_minima(Format);
     static constexpr bool kHalves = Format == kTileQ6;
     static constexpr int kBits = Format <= kTileQ4Min ? 4 : Format <= kTileQ5Min ? 5 : Format == kTileQ6 ? 6 : 8;
     static constexpr int kZero = kMinima ? 0 : kBits == 8 ? kEightBitZero : 1 << (kBits - 1);
     static constexpr float kStoredZero = kMinima ? 0.0f : 1 << (kBits - 1);
     static constexpr int kLowBytes = kSplit ? kSplitLowBytes : 0;
     static constexpr int kQuantBytes = 64 * kBits - kLowBytes;
-    static constexpr int kBytes = Format == kTileF32    ? 2048
-                                  : Format >= kTileBF16 ? 1024
-                                                        : kQuantBytes + 32 * (1 + (kMinima || kHalves));
+    static constexpr int kBytes = tile_bytes(Format);
 };
 
 // A format as a type, for functions that are made for one.
@@ -50,25 +49,37 @@ struct Constant {
 struct Tile {
     Bytes64 quants[8];
     F32x16 scale;   // of all inputs, or of the first half
-    F32x16 second;  // minimum, or scale of the second half
+    F32x16 second;  // of the second half
 };
 
 // What a product reads of one strip.
 struct Strip {
     const uint8_t* tiles;
-    const uint8_t* low;  // of kTileQ8Split
+    const uint8_t* minima;   // where there are any
+    const uint8_t* largest;  // magnitudes among them
+    const uint8_t* low;      // of kTileQ8Split
 };
 
 template <uint32_t Format>
 PIO_INLINE Strip strip_at(const Segment& weights, int32_t strip, int32_t tiles) {
     using Traits = TileTraits<Format>;
-    const int64_t place = static_cast<int64_t>(strip) * tiles;
+    const int64_t stride = strip_stride(Format, tiles);
+    const uint8_t* const begin = weights.strips + strip * stride;
+    const uint8_t* const minima = begin + static_cast<int64_t>(tiles) * Traits::kBytes;
     const uint8_t* low = nullptr;
     if constexpr (Traits::kSplit) {
-        const int64_t all_tiles = static_cast<int64_t>((weights.rows + kTileRows - 1) / kTileRows) * tiles;
-        low = weights.strips + all_tiles * Traits::kBytes + place * Traits::kLowBytes;
+        const int64_t strips = (weights.rows + kTileRows - 1) / kTileRows;
+        low = weights.strips + strips * stride + static_cast<int64_t>(strip) * tiles * Traits::kLowBytes;
     }
-    return {weights.strips + place * Traits::kBytes, low};
+    return {begin, minima, minima + pairs_of(tiles) * kMinimaPairBytes, low};
+}
+
+// Minima of one tile for each row of a strip.
+PIO_INLINE F32x16 minima_of_tile(const Strip& strip, int64_t number) {
+    const uint8_t* const pair = strip.minima + number / 2 * kMinimaPairBytes;
+    const F32x16 bits = to_float(bits_at(pair, 16 * static_cast<int>(number % 2), 0xffff));
+    const F32x16 steps = select_less(bits, broadcast(32768.0f), bits, subtract(bits, broadcast(65536.0f)));
+    return multiply(steps, multiply(load_f16(strip.largest), broadcast(1.0f / kMinimumSteps)));
 }
 
 // Bits 2 (g % 4) and the next of the bytes that groups of inputs share, at their place `at` in the quants of input k.
@@ -77,8 +88,7 @@ PIO_INLINE F32x16 pairs_of_input(const uint8_t* pairs, uint32_t k, float at) {
     return multiply(to_float(bits_at(pairs + 64 * (group / 4), 8 * (k % 4) + 2 * (group % 4), 3)), broadcast(at));
 }
 
-// d (q - zero) of input number `input` for each row of a strip. Minima are not in it: an outlier is part of the offset that
-// they multiply. Without a sign, since divisions are shifts then.
+// Weights of input number `input` for each row of a strip. Without a sign, since divisions are shifts then.
 template <uint32_t Format>
 PIO_INLINE F32x16 weights_of_input(const Strip& strip, uint32_t input) {
     using Traits = TileTraits<Format>;
@@ -100,6 +110,7 @@ PIO_INLINE F32x16 weights_of_input(const Strip& strip, uint32_t input) {
         quants = add(quants, pairs_of_input(strip.low + number * Traits::kLowBytes, k, 1.0f));
     }
     const F32x16 scale = load_f16(tile + Traits::kQuantBytes + (Traits::kHalves && k >= 16 ? 32 : 0));
+    if constexpr (Traits::kMinima) return multiply_add(scale, quants, minima_of_tile(strip, number));
     return multiply(scale, subtract(quants, broadcast(Traits::kStoredZero)));
 }
 
@@ -173,38 +184,27 @@ PIO_UNROLL
         insert_upper_pairs(load_bytes(bytes + 320), tile.quants + 4);
     }
     tile.scale = load_f16(bytes + Traits::kQuantBytes);
-    if constexpr (Traits::kMinima || Traits::kHalves) tile.second = load_f16(bytes + Traits::kQuantBytes + 32);
+    if constexpr (Traits::kHalves) tile.second = load_f16(bytes + Traits::kQuantBytes + 32);
     return tile;
 }
 
 // --- Sums of one strip -----------------------------------------------------------------------------------------------
 
-// acc += tile x, over one block of a row
+// acc + tile x over one block of a row, minima left out
 template <uint32_t Format>
 PIO_INLINE F32x16 add_block(const Tile& tile, const QuantBlock& x, F32x16 acc) {
     using Traits = TileTraits<Format>;
-    const F32x16 scale = broadcast(x.scale);
     if constexpr (Traits::kHalves) {
         const I32x16 low = dot<Traits::kBits, 4>(tile.quants, x.values, broadcast(-Traits::kZero * x.sums[0]));
         const I32x16 high = dot<Traits::kBits, 4>(tile.quants + 4, x.values + 16, broadcast(-Traits::kZero * x.sums[1]));
         const F32x16 both = multiply_add(to_float(low), tile.scale, multiply(to_float(high), tile.second));
-        return multiply_add(both, scale, acc);
+        return multiply_add(both, broadcast(x.scale), acc);
     } else {
-        const I32x16 start = broadcast(Traits::kZero == 0 ? 0 : -Traits::kZero * (x.sums[0] + x.sums[1]));
+        // From -128 to minus the zero point: broadcast as it lies in memory, the sum costs no instruction of its own.
+        constexpr int kShift = Traits::kZero == 8 ? 4 : Traits::kZero == 16 ? 3 : 0;
+        const I32x16 start = Traits::kZero == 0 ? broadcast(0) : shift_right<kShift>(broadcast(x.zero_sum));
         const I32x16 product = dot<Traits::kBits, 8>(tile.quants, x.values, start);
-        acc = multiply_add(to_float(product), multiply(tile.scale, scale), acc);
-        if constexpr (Traits::kMinima) acc = multiply_add(tile.second, broadcast(x.offset), acc);
-        return acc;
-    }
-}
-
-// Fetches what follows kPrefetchBytes later, line by line, while M rows are multiplied. One or two rows go through weights
-// as fast as the processor can read them by itself: there, asking for more only holds up what it has asked for.
-template <int M, int Bytes>
-PIO_INLINE void prefetch_ahead(const uint8_t* weights) {
-    if constexpr (M > 2) {
-PIO_UNROLL
-        for (int i = 0; i < Bytes; i += 64) prefetch(weights + kPrefetchBytes + i);
+        return multiply_add(to_float(product), multiply(tile.scale, broadcast(x.scale)), acc);
     }
 }
 
@@ -213,8 +213,26 @@ PIO_UNROLL
 struct RowNumbers {
     const int32_t* list;
     int64_t first;
+    bool first_of_strip;  // whether no rows before them had this strip's turn
     int64_t operator[](int m) const { return list ? list[m] : first + m; }
 };
+
+// Fetches weights that come later while M rows are multiplied with those at hand: from memory into the second-level cache
+// far ahead, since there are more ways to that one, and from there into the first. For the first rows of a strip: others
+// find it in the caches. One or two rows go through weights as fast as the processor can read them by itself: there,
+// asking for more only holds up what it has asked for.
+template <int M, int Bytes>
+PIO_INLINE void prefetch_ahead(const uint8_t* weights, const RowNumbers& rows) {
+    constexpr int kFar = 8 * 1024, kNear = 1024;
+    if constexpr (M > 2) {
+        if (!rows.first_of_strip) return;
+PIO_UNROLL
+        for (int i = 0; i < Bytes; i += 64) {
+            __builtin_prefetch(weights + kFar + i, 0, 2);
+            __builtin_prefetch(weights + kNear + i, 0, 3);
+        }
+    }
+}
 
 // Where M rows begin in an array of `width` numbers per row.
 template <int M, typename T>
@@ -253,6 +271,28 @@ PIO_UNROLL
     }
 }
 
+// Adds the minima's share to the sums of M rows, in integers: two blocks of inputs by one instruction, where a product for
+// each block would be an eleventh of all. After the tiles, when the blocks are in the first-level cache.
+template <int M>
+PIO_INLINE void add_minima(const Strip& strip, const Rows& x, const RowNumbers& rows, const QuantBlock* const* inputs,
+                           F32x16* sums) {
+    I32x16 acc[M];
+    for (int m = 0; m < M; ++m) acc[m] = broadcast(0);
+    const uint8_t* bytes = strip.minima;
+    for (int32_t block = 0; block < x.stride / 32; block += 2, bytes += kMinimaPairBytes) {
+        prefetch_ahead<M, kMinimaPairBytes>(bytes, rows);
+        const Bytes64 steps = load_bytes(bytes);
+PIO_UNROLL
+        for (int m = 0; m < M; ++m) acc[m] = dot_pairs(acc[m], steps, inputs[m][block].pair);
+    }
+    prefetch_ahead<M, kLargestMinimaBytes>(strip.largest, rows);
+    const F32x16 largest = load_f16(strip.largest);
+    for (int m = 0; m < M; ++m) {
+        const F32x16 step = multiply(largest, broadcast(x.sum_steps[rows[m]] / kMinimumSteps));
+        sums[m] = multiply_add(to_float(acc[m]), step, sums[m]);
+    }
+}
+
 template <uint32_t Format, int M>
 PIO_INLINE void sum_quantised(const Strip& strip, const Rows& x, const RowNumbers& rows, F32x16* sums) {
     constexpr int kBytes = TileTraits<Format>::kBytes;
@@ -265,11 +305,12 @@ PIO_INLINE void sum_quantised(const Strip& strip, const Rows& x, const RowNumber
     const uint8_t* bytes = strip.tiles;
     const uint8_t* low = strip.low;
     for (int32_t block = 0; block < blocks; ++block, bytes += kBytes, low += kLowBytes) {
-        prefetch_ahead<M, kBytes>(bytes);
+        prefetch_ahead<M, kBytes>(bytes, rows);
         const Tile tile = unpack<Format>(bytes, low);
 PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = add_block<Format>(tile, inputs[m][block], acc[m]);
     }
+    if constexpr (TileTraits<Format>::kMinima) add_minima<M>(strip, x, rows, inputs, acc);
     if (x.outlier_columns != nullptr) {
         add_outlier_columns<Format, M>(strip, x, rows[0], acc);
 PIO_UNROLL
@@ -287,7 +328,7 @@ PIO_INLINE void sum_bf16(const uint8_t* strip, const Rows& x, const RowNumbers& 
     F32x16 acc[M];
     for (int m = 0; m < M; ++m) acc[m] = zeros();
     for (int32_t i = 0; i < x.stride; i += 2, strip += 64) {
-        prefetch_ahead<M, 64>(strip);
+        prefetch_ahead<M, 64>(strip, rows);
         const Bytes64 w = load_bytes(strip);
 PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = dot_bf16(acc[m], w, inputs[m] + i);
@@ -309,7 +350,7 @@ PIO_INLINE void sum_float(const uint8_t* strip, const Rows& x, const RowNumbers&
     F32x16 acc[M];
     for (int m = 0; m < M; ++m) acc[m] = zeros();
     for (int32_t i = 0; i < x.stride; ++i, strip += kBytes) {
-        prefetch_ahead<M, kBytes>(strip);
+        prefetch_ahead<M, kBytes>(strip, rows);
         const F32x16 w = load_weights<Format>(strip);
 PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = multiply_add(w, broadcast(inputs[m][i]), acc[m]);
@@ -378,9 +419,9 @@ PIO_INLINE void write_outputs(const LinearTask& task, int32_t row, const F32x16*
 
 // Outputs of one strip for rows [row, row + M) of a task.
 template <int M>
-inline void strip_rows(const LinearTask& task, int32_t strip, int32_t row) {
-    const RowNumbers in = {task.in_rows ? task.in_rows + row : nullptr, row};
-    const RowNumbers out = {task.out_rows ? task.out_rows + row : nullptr, row};
+inline void strip_rows(const LinearTask& task, int32_t strip, int32_t row, bool first_of_strip) {
+    const RowNumbers in = {task.in_rows ? task.in_rows + row : nullptr, row, first_of_strip};
+    const RowNumbers out = {task.out_rows ? task.out_rows + row : nullptr, row, first_of_strip};
     float* const y = task.y + task.weights->out_column + kTileRows * strip;
     // What is added to has gone by since another strip's turn; the product gives it time to come.
     if (task.epilogue == kAdd) {
@@ -405,10 +446,10 @@ inline void strip_rows(const LinearTask& task, int32_t strip, int32_t row) {
 
 // Outputs of one strip for rows [row, end), as many at once as there are.
 template <int M>
-inline void strip_block(const LinearTask& task, int32_t strip, int32_t row, int32_t end) {
-    for (; row + M <= end; row += M) strip_rows<M>(task, strip, row);
+inline void strip_block(const LinearTask& task, int32_t strip, int32_t row, int32_t end, bool first_of_strip) {
+    for (; row + M <= end; row += M, first_of_strip = false) strip_rows<M>(task, strip, row, first_of_strip);
     if constexpr (M > 1) {
-        if (row < end) strip_block<M / 2>(task, strip, row, end);
+        if (row < end) strip_block<M / 2>(task, strip, row, end, first_of_strip);
     }
 }
 
@@ -420,7 +461,7 @@ inline void linear(const LinearTask& task, int32_t first_strip, int32_t last_str
     for (int32_t begin = 0; begin < task.rows; begin += size) {
         const int32_t end = task.rows - begin < size ? task.rows : begin + size;
         for (int32_t strip = first_strip; strip < last_strip; ++strip) {
-            strip_block<kMaxRows>(task, strip, begin, end);
+            strip_block<kMaxRows>(task, strip, begin, end, true);
         }
     }
 }

@@ -63,31 +63,34 @@ PIO_INLINE InputBlock load_block(const float* x, int32_t columns, int32_t block)
     return {load(inputs, left), zeros()};
 }
 
-// Notes the outlier of a block of finite inputs whose largest magnitude is `magnitude`, and changes `magnitude` to that of
-// the rest. Returns the outlier; 0 if there is none. See scalar/rows.cpp.
-PIO_INLINE float find_outlier(const InputBlock& x, float& magnitude, int32_t row, int32_t block, Rows& out) {
+PIO_INLINE void keep_apart(int32_t input, float value, int32_t row, Rows& out) {
+    Outlier* outliers = out.outliers + static_cast<int64_t>(row) * (out.stride / 32);
+    outliers[out.num_outliers[row]++] = {input, value};
+}
+
+// Keeps the outlier of a block apart, if there is one; see scalar/rows.cpp. Returns the largest magnitude of the rest,
+// where that of all is `magnitude`.
+PIO_INLINE float find_outlier(const InputBlock& x, float magnitude, int32_t row, int32_t block, Rows& out) {
     const F32x16 most = broadcast(magnitude);
     const F32x16 ratio = broadcast(kOutlierRatio);
     const uint32_t large = at_least(multiply(absolute(x.low), ratio), most) |
                            at_least(multiply(absolute(x.high), ratio), most) << 16;
-    if ((large & (large - 1)) != 0) return 0.0f;  // the largest is not the only one
+    if ((large & (large - 1)) != 0) return magnitude;  // the largest is not the only one
     const F32x16 low_rest = select_less(absolute(x.low), most, x.low, zeros());
     const F32x16 high_rest = select_less(absolute(x.high), most, x.high, zeros());
     const float second = float_of_bits(largest_magnitude(low_rest, high_rest));
-    if (second < kSmallestBlock) return 0.0f;
+    if (second < kSmallestBlock) return magnitude;
     const int apart = __builtin_ctz(large);
     float inputs[32];
     store(inputs, x.low);
     store(inputs + 16, x.high);
-    Outlier* outliers = out.outliers + static_cast<int64_t>(row) * (out.stride / 32);
-    outliers[out.num_outliers[row]++] = {32 * block + apart, inputs[apart]};
-    magnitude = second;
-    return inputs[apart];
+    keep_apart(32 * block + apart, inputs[apart], row, out);
+    return second;
 }
 
-// Rounds a block to steps of `scale`, whose inverse is given; inputs beyond `magnitude` are zero.
+// Rounds a block to steps of which `inverse` is one divided by; inputs beyond `magnitude` are zero.
 template <bool Outliers>
-PIO_INLINE void round_block(InputBlock x, float magnitude, float inverse, float scale, float exact, QuantBlock& to) {
+PIO_INLINE void round_block(InputBlock x, float magnitude, float inverse, QuantBlock& to) {
     if constexpr (Outliers) {
         const F32x16 most = broadcast(magnitude);
         x.low = select_less(most, absolute(x.low), zeros(), x.low);
@@ -97,9 +100,33 @@ PIO_INLINE void round_block(InputBlock x, float magnitude, float inverse, float 
     const I32x16 high = to_int(multiply(x.high, broadcast(inverse)));
     store_int8(to.values, low);
     store_int8(to.values + 16, high);
-    store_sums(to.sums, low, high);
-    to.scale = scale;
-    to.offset = scale * static_cast<float>(to.sums[0] + to.sums[1]) + exact;
+    int32_t sums[2];
+    store_sums(sums, low, high);
+    to.sums[0] = static_cast<int16_t>(sums[0]);
+    to.sums[1] = static_cast<int16_t>(sums[1]);
+    to.zero_sum = -128 * (sums[0] + sums[1]);
+    to.pair[0] = to.pair[1] = 0;
+}
+
+// Rounds the sums of a row's blocks to steps of the largest.
+inline void round_sums(int32_t row, Rows& out) {
+    const int32_t blocks = out.stride / 32;
+    const float* sums = out.block_sums + static_cast<int64_t>(row) * blocks;
+    const float most = static_cast<float>(most_rounded_sum(blocks));
+    I32x16 bits = broadcast(0);
+    const auto sums_from = [&](int32_t i) { return blocks - i < 16 ? load(sums + i, blocks - i) : load(sums + i); };
+    for (int32_t i = 0; i < blocks; i += 16) bits = maximum(bits, bits_of(absolute(sums_from(i))));
+    const float largest = float_of_bits(pio::PIO_ISA::largest(bits));
+    const F32x16 inverse = broadcast(largest > 0.0f ? most / largest : 0.0f);
+    QuantBlock* to = out.blocks + static_cast<int64_t>(row) * blocks;
+    for (int32_t first = 0; first < blocks; first += 16) {
+        int16_t rounded[16];
+        store_int16(rounded, to_int(multiply(sums_from(first), inverse)));
+        for (int32_t i = first; i < blocks && i < first + 16; i += 2) {
+            __builtin_memcpy(to[i].pair, rounded + (i - first), sizeof to[i].pair);
+        }
+    }
+    out.sum_steps[row] = largest / most;
 }
 
 // A row as int8: see scalar/rows.cpp. Sixteen blocks at a time: all magnitudes first, then what follows from them, then the
@@ -108,31 +135,37 @@ template <bool Outliers>
 inline void prepare_int8(const float* x, int32_t row, Rows& out) {
     constexpr int kTogether = 16;
     const int32_t blocks = out.stride / 32;
-    QuantBlock* to = out.blocks + static_cast<int64_t>(row) * blocks;
+    const int64_t place = static_cast<int64_t>(row) * blocks;
     out.num_outliers[row] = 0;
     for (int32_t first = 0; first < blocks; first += kTogether) {
         const int count = blocks - first < kTogether ? blocks - first : kTogether;
-        float magnitudes[kTogether] = {}, inverses[kTogether], scales[kTogether], exact[kTogether];
+        float magnitudes[kTogether] = {}, inverses[kTogether], scales[kTogether];
         for (int i = 0; i < count; ++i) {
             const InputBlock inputs = load_block(x, out.columns, first + i);
             float magnitude = float_of_bits(largest_magnitude(inputs.low, inputs.high));
-            const bool finite = magnitude <= kLargestFloat;
-            exact[i] = Outliers && finite ? find_outlier(inputs, magnitude, row, first + i, out) : 0.0f;
+            if (!(magnitude <= kLargestBlock)) {
+                keep_apart(32 * (first + i), __builtin_nanf(""), row, out);
+                magnitude = 0.0f;
+            } else if constexpr (Outliers) {
+                magnitude = find_outlier(inputs, magnitude, row, first + i, out);
+            }
             magnitudes[i] = magnitude;
         }
         const F32x16 most = broadcast(127.0f);
         store(inverses, divide(most, load(magnitudes)));
         store(scales, divide(load(magnitudes), most));
-        for (int i = 0; i < count; ++i, ++to) {
-            const float magnitude = magnitudes[i];
-            if (magnitude >= kSmallestBlock && magnitude <= kLargestFloat) {
-                round_block<Outliers>(load_block(x, out.columns, first + i), magnitude, inverses[i], scales[i], exact[i], *to);
+        for (int i = 0; i < count; ++i) {
+            QuantBlock& to = out.blocks[place + first + i];
+            if (magnitudes[i] >= kSmallestBlock) {
+                round_block<Outliers>(load_block(x, out.columns, first + i), magnitudes[i], inverses[i], to);
+                to.scale = scales[i];
             } else {
-                *to = {};
-                to->scale = to->offset = magnitude < kSmallestBlock ? 0.0f : __builtin_nanf("");  // so that it reaches the logits
+                to = {};
             }
+            out.block_sums[place + first + i] = to.scale * static_cast<float>(to.sums[0] + to.sums[1]);
         }
     }
+    round_sums(row, out);
 }
 
 inline void prepare(const float* x, uint32_t kinds, int32_t row, Rows& out) {

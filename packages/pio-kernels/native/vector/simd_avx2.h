@@ -8,9 +8,8 @@
 
 namespace pio::PIO_ISA {
 
-// Rows of activations that one pass over a strip serves, and bytes fetched ahead of the tile at hand.
+// Rows of activations that one pass over a strip serves
 constexpr int kMaxRows = 4;
-constexpr int kPrefetchBytes = 2048;
 
 // AVX-VNNI takes weights without a sign. Without it, sums of two products must fit 16 bits, so that 8-bit quants are
 // taken with theirs, which `dot` moves over to the activations.
@@ -122,6 +121,8 @@ PIO_INLINE void store_sums(int32_t* sums, I32x16 a, I32x16 b) {
     const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(sums), _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e)));
 }
+template <int Bits>
+PIO_INLINE I32x16 shift_right(I32x16 a) { return {_mm256_srai_epi32(a.low, Bits), _mm256_srai_epi32(a.high, Bits)}; }
 PIO_INLINE F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
 // To the nearest, ties to even; |a| < 2^31
 PIO_INLINE I32x16 to_int(F32x16 a) { return {_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high)}; }
@@ -130,6 +131,11 @@ PIO_INLINE void store_int8(int8_t* y, I32x16 a) {
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.low, a.high), 0xd8);
     const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(y), bytes);
+}
+// Sixteen numbers of -32768..32767
+PIO_INLINE void store_int16(int16_t* y, I32x16 a) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.low, a.high), 0xd8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), words);
 }
 // Eight bfloat16 in the low halves of lanes
 PIO_INLINE __m256i bf16_bits(__m256 a) {
@@ -247,6 +253,15 @@ PIO_UNROLL
 
 #endif
 
+// acc[r] + w[2 r] * x[0] + w[2 r + 1] * x[1], w and x of 16 bits
+PIO_INLINE I32x16 dot_pairs(I32x16 acc, Bytes64 w, const int16_t* x) {
+    int32_t pair;
+    __builtin_memcpy(&pair, x, sizeof pair);
+    const __m256i inputs = _mm256_set1_epi32(pair);
+    return {_mm256_add_epi32(acc.low, _mm256_madd_epi16(w.low, inputs)),
+            _mm256_add_epi32(acc.high, _mm256_madd_epi16(w.high, inputs))};
+}
+
 // acc[r] + w[2 r] * x[0] + w[2 r + 1] * x[1], all bfloat16 but the float32 accumulators.
 PIO_INLINE F32x16 dot_bf16(F32x16 acc, Bytes64 w, const uint16_t* x) {
     const __m256 even = _mm256_set1_ps(float_of_bf16(x[0]));
@@ -258,7 +273,5 @@ PIO_INLINE F32x16 dot_bf16(F32x16 acc, Bytes64 w, const uint16_t* x) {
     acc.high = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(w.high, upper)), odd, acc.high);
     return acc;
 }
-
-PIO_INLINE void prefetch(const uint8_t* x) { _mm_prefetch(reinterpret_cast<const char*>(x), _MM_HINT_T0); }
 
 }  // namespace pio::PIO_ISA

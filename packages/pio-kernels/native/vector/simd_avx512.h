@@ -5,9 +5,8 @@
 
 namespace pio::PIO_ISA {
 
-// Rows of activations that one pass over a strip serves, and bytes fetched ahead of the tile at hand.
+// Rows of activations that one pass over a strip serves
 constexpr int kMaxRows = 8;
-constexpr int kPrefetchBytes = 4096;
 
 // Products take weights without a sign: 8-bit quants as they are stored, with zero at 128.
 constexpr int kEightBitZero = 128;
@@ -68,12 +67,18 @@ PIO_INLINE void store_sums(int32_t* sums, I32x16 a, I32x16 b) {
     const __m128i quarter = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(sums), _mm_add_epi32(quarter, _mm_shuffle_epi32(quarter, 0x4e)));
 }
+template <int Bits>
+PIO_INLINE I32x16 shift_right(I32x16 a) { return _mm512_srai_epi32(a, Bits); }
 PIO_INLINE F32x16 to_float(I32x16 a) { return _mm512_cvtepi32_ps(a); }
 // rounds to nearest, ties to even; |a| < 2^31
 PIO_INLINE I32x16 to_int(F32x16 a) { return _mm512_cvtps_epi32(a); }
 // 16 numbers of -128..127
 PIO_INLINE void store_int8(int8_t* y, I32x16 a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(y), _mm512_cvtepi32_epi8(a));
+}
+// 16 numbers of -32768..32767
+PIO_INLINE void store_int16(int16_t* y, I32x16 a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), _mm512_cvtepi32_epi16(a));
 }
 // Rounds to bfloat16: to nearest, ties to even; a NaN stays one.
 PIO_INLINE void store_bf16(uint16_t* y, F32x16 a) {
@@ -127,6 +132,13 @@ PIO_UNROLL
     return _mm512_add_epi32(even, odd);
 }
 
+// acc[r] + w[2 r] * x[0] + w[2 r + 1] * x[1], w and x of 16 bits
+PIO_INLINE I32x16 dot_pairs(I32x16 acc, Bytes64 w, const int16_t* x) {
+    int32_t pair;
+    __builtin_memcpy(&pair, x, sizeof pair);
+    return _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(pair));
+}
+
 // acc[r] + w[2 r] * x[0] + w[2 r + 1] * x[1], all bfloat16 but the float32 accumulators.
 PIO_INLINE F32x16 dot_bf16(F32x16 acc, Bytes64 w, const uint16_t* x) {
     int32_t pair;
@@ -142,8 +154,5 @@ PIO_INLINE F32x16 dot_bf16(F32x16 acc, Bytes64 w, const uint16_t* x) {
                            _mm512_castsi512_ps(_mm512_and_si512(pairs, upper)), acc);
 #endif
 }
-
-// Weights are read once per step: non-temporal, they do not drive what every step needs out of the larger caches.
-PIO_INLINE void prefetch(const uint8_t* x) { _mm_prefetch(reinterpret_cast<const char*>(x), _MM_HINT_NTA); }
 
 }  // namespace pio::PIO_ISA

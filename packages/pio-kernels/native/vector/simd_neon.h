@@ -5,9 +5,8 @@
 
 namespace pio::PIO_ISA {
 
-// Rows of activations that one pass over a strip serves, and bytes fetched ahead of the tile at hand.
+// Rows of activations that one pass over a strip serves
 constexpr int kMaxRows = 4;
-constexpr int kPrefetchBytes = 2048;
 
 // Both factors of a dot product have a sign here.
 constexpr int kEightBitZero = 0;
@@ -141,6 +140,10 @@ PIO_INLINE void store_sums(int32_t* sums, I32x16 a, I32x16 b) {
     sums[0] = sum(a);
     sums[1] = sum(b);
 }
+template <int Bits>
+PIO_INLINE I32x16 shift_right(I32x16 a) {
+    return each_int([&](int q) { return vshlq_s32(a.quads[q], vdupq_n_s32(-Bits)); });
+}
 PIO_INLINE F32x16 to_float(I32x16 a) {
     return each([&](int q) { return vcvtq_f32_s32(a.quads[q]); });
 }
@@ -153,6 +156,10 @@ PIO_INLINE void store_int8(int8_t* y, I32x16 a) {
     const int16x8_t low = vcombine_s16(vmovn_s32(a.quads[0]), vmovn_s32(a.quads[1]));
     const int16x8_t high = vcombine_s16(vmovn_s32(a.quads[2]), vmovn_s32(a.quads[3]));
     vst1q_s8(y, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+}
+// Sixteen numbers of -32768..32767
+PIO_INLINE void store_int16(int16_t* y, I32x16 a) {
+    for (int q = 0; q < 4; ++q) vst1_s16(y + 4 * q, vmovn_s32(a.quads[q]));
 }
 // Rounds to bfloat16: to the nearest, ties to even; a NaN stays one.
 PIO_INLINE void store_bf16(uint16_t* y, F32x16 a) {
@@ -225,6 +232,16 @@ PIO_UNROLL
     return start;
 }
 
+// acc[r] + w[2 r] * x[0] + w[2 r + 1] * x[1], w and x of 16 bits
+PIO_INLINE I32x16 dot_pairs(I32x16 acc, Bytes64 w, const int16_t* x) {
+    const int16x4_t inputs = {x[0], x[1], x[0], x[1]};
+    return each_int([&](int q) {
+        const int16x8_t pairs = vreinterpretq_s16_u8(w.quads[q]);
+        const int32x4_t low = vmull_s16(vget_low_s16(pairs), inputs);
+        return vaddq_s32(acc.quads[q], vpaddq_s32(low, vmull_s16(vget_high_s16(pairs), inputs)));
+    });
+}
+
 // acc[r] + w[2 r] * x[0] + w[2 r + 1] * x[1], all bfloat16 but the float32 accumulators.
 PIO_INLINE F32x16 dot_bf16(F32x16 acc, Bytes64 w, const uint16_t* x) {
     const float32x4_t even = vreinterpretq_f32_u32(vdupq_n_u32(static_cast<uint32_t>(x[0]) << 16));
@@ -236,7 +253,5 @@ PIO_INLINE F32x16 dot_bf16(F32x16 acc, Bytes64 w, const uint16_t* x) {
         return vfmaq_f32(vfmaq_f32(acc.quads[q], first, even), second, odd);
     });
 }
-
-PIO_INLINE void prefetch(const uint8_t* x) { __builtin_prefetch(x); }
 
 }  // namespace pio::PIO_ISA

@@ -5,6 +5,7 @@
 
 #include "../../native/numbers.h"
 #include "../../native/kernels.h"
+#include "../../native/strips.h"
 
 namespace {
 
@@ -34,27 +35,41 @@ struct Arrays {
     int32_t num_outlier_columns[kCount];
     uint16_t bf16[kCount * kMaxColumns];
     float f32[kCount * kMaxColumns];
+    float block_sums[kCount * kMaxColumns / 32];
+    float sum_steps[kCount];
 
     pio::Rows rows(int columns) {
         const int stride = (columns + 31) / 32 * 32;
-        return {kCount, columns, stride, blocks, outliers, num_outliers, bf16, f32, outlier_columns, num_outlier_columns};
+        return {kCount, columns,         stride,              blocks,     outliers, num_outliers, bf16,
+                f32,    outlier_columns, num_outlier_columns, block_sums, sum_steps};
     }
 };
 
 struct Weights {
-    uint8_t tiles[kStrips * (kMaxColumns / 32) * 2048];
+    uint8_t strips[kStrips * (kMaxColumns / 32) * 2048];
     float bias[kRows];
     Segment segment;
 
+    static void fill_minima(uint8_t* minima, int tiles) {
+        const int64_t pairs = pio::pairs_of(tiles);
+        for (int64_t i = 0; i < pairs * pio::kMinimaPairBytes; i += 2) {
+            const auto steps = static_cast<int16_t>(kMinimumSteps * random_number());
+            memcpy(minima + i, &steps, 2);
+        }
+        for (int r = 0; r < kTileRows; ++r) {
+            const float largest = random_number();
+            const uint16_t half = pio::f16_of_float(largest < 0.0f ? -largest : largest);
+            memcpy(minima + pairs * pio::kMinimaPairBytes + 2 * r, &half, 2);
+        }
+    }
     void fill(uint32_t format, int columns) {
-        const int64_t bytes = pio_tile_bytes(format);
-        const int64_t count = kStrips * ((columns + 31) / 32);
-        for (int64_t i = 0; i < count * bytes; ++i) tiles[i] = static_cast<uint8_t>(random_bits());
-        for (int64_t tile = 0; tile < count; ++tile) {
-            const int64_t stride = format == kTileQ8Split ? bytes - kSplitLowBytes : bytes;
-            uint8_t* numbers = tiles + tile * stride;
+        const int tiles = (columns + 31) / 32;
+        const int64_t bytes = pio::tile_bytes(format), stride = pio::strip_stride(format, tiles);
+        for (uint8_t& byte : strips) byte = static_cast<uint8_t>(random_bits());
+        for (int64_t place = 0; place < kStrips * tiles; ++place) {
+            uint8_t* numbers = strips + place / tiles * stride + place % tiles * bytes;
             if (format < kTileBF16) {
-                for (int64_t i = kQuantBytes[format]; i < stride; i += 2) {
+                for (int64_t i = kQuantBytes[format]; i < bytes; i += 2) {
                     const uint16_t half = pio::f16_of_float(0.01f * random_number());
                     memcpy(numbers + i, &half, 2);
                 }
@@ -71,8 +86,11 @@ struct Weights {
                 }
             }
         }
+        if (pio::has_minima(format)) {
+            for (int strip = 0; strip < kStrips; ++strip) fill_minima(strips + strip * stride + tiles * bytes, tiles);
+        }
         for (float& each : bias) each = random_number();
-        segment = {format, kRows, columns, 3, tiles, bias};
+        segment = {format, kRows, columns, 3, strips, bias};
     }
 };
 

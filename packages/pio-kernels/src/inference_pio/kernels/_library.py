@@ -35,7 +35,7 @@ _FUNCTIONS: _Functions = MappingProxyType(
         "pio_isa_usable": (_I32, (_I32,)),
         "pio_kernels": (_POINTER, (_I32,)),
         "pio_page_bytes": (_I64, (_U32, _I32, _I32, _I32)),
-        "pio_tile_bytes": (_I64, (_U32,)),
+        "pio_strip_bytes": (_I64, (_U32, _I32)),
         "pio_pack": (_I32, (_U32, _I32, _POINTER, _I32, _I32, _POINTER, _POINTER, _I32, _I32)),
         "pio_memory_new": (_POINTER, (_I64,)),
         "pio_memory_free": (None, (_POINTER, _I64)),

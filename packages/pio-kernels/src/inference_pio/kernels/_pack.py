@@ -130,7 +130,8 @@ def _run(job: _Job, source: WeightSource, data: NDArray[np.uint8]) -> None:
     if encoding == "F64" or (part.format == TileFormat.BF16 and encoding != "BF16"):
         _pack_rounded(job, stored, target, order)
     else:
-        pack(part.format, encoding, stored, (part.rows, part.columns), target, order, (job.first, job.last))
+        shape, rows = (part.rows, part.columns), (job.first, job.last)
+        pack(part.format, encoding, stored, shape, target, order, rows, name=origin.info.name)
 
 
 def _pack_rounded(job: _Job, stored: NDArray[np.uint8], target: NDArray[np.uint8], order: _Order) -> None:
@@ -143,7 +144,8 @@ def _pack_rounded(job: _Job, stored: NDArray[np.uint8], target: NDArray[np.uint8
     encoding, plain = ("BF16", bf16_bits(values)) if part.format == TileFormat.BF16 else ("F32", values)
     strip_bytes = packed_bytes(part.format, TILE_ROWS, part.columns)
     strips = target[job.first // TILE_ROWS * strip_bytes :]
-    pack(part.format, encoding, plain.view(np.uint8).reshape(-1), values.shape, strips, None, (0, len(values)))
+    stored, rows = plain.view(np.uint8).reshape(-1), (0, len(values))
+    pack(part.format, encoding, stored, values.shape, strips, None, rows, name=job.origin.info.name)
 
 
 def pack(
@@ -154,6 +156,8 @@ def pack(
     strips: NDArray[np.uint8],
     row_order: _Order = None,
     rows: tuple[int, int] | None = None,
+    *,
+    name: str = "a matrix",
 ) -> None:
     """Pack rows of a matrix natively; the library is called without the interpreter's lock.
 
@@ -165,9 +169,10 @@ def pack(
         strips: The packed matrix, flat; only the strips of ``rows`` are written.
         row_order: int32 (rows,): output row ``i`` is stored row ``row_order[i]``; None keeps the order.
         rows: First row, a multiple of 16, and the one after the last; None packs all.
+        name: What it is called in errors.
 
     Raises:
-        UnsupportedError: The encoding cannot become this format.
+        UnsupportedError: The encoding cannot become this format, or its numbers do not fit it.
         ValueError: The arrays are not of the sizes that ``shape`` says.
     """
     count, columns = shape
@@ -196,9 +201,9 @@ def pack(
         -(-last // TILE_ROWS),
     )
     if status != 0:
+        problem = "" if status == -1 else ": it has scales beyond float16 or that are not finite"
         raise UnsupportedError(
-            f"a matrix {shape} stored as {encoding} cannot be packed as {tile_format.label}, or has numbers or scales "
-            "beyond float16",
+            f"{name} {shape} stored as {encoding} cannot be packed as {tile_format.label}{problem}",
             hint="executor='torch'",
         )
 

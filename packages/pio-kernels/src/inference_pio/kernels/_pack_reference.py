@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inference_pio.kernels._numbers import bf16_values
-from inference_pio.kernels._tiles import TILE_INPUTS, TILE_ROWS, TileFormat, split
+from inference_pio.kernels._tiles import MINIMUM_STEPS, TILE_INPUTS, TILE_ROWS, TileFormat, split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -182,7 +182,8 @@ def _k_numbers(blocks: NDArray[np.uint8]) -> NDArray[np.float16]:
 
 def _assemble(tile_format: TileFormat, quants: NDArray[np.uint8], numbers: NDArray[np.float16]) -> NDArray[np.uint8]:
     """Tiles from quants (rows, blocks, 32) and the numbers behind them (rows, blocks, 1 or 2)."""
-    by_tile = _padded(quants, 0, TILE_ROWS).reshape(-1, TILE_ROWS, quants.shape[1], 8, 4)
+    quants, numbers = _padded(quants, 0, TILE_ROWS), _padded(numbers, 0, TILE_ROWS)
+    by_tile = quants.reshape(-1, TILE_ROWS, quants.shape[1], 8, 4)
     groups = by_tile.transpose(0, 2, 3, 1, 4)  # (strips, tiles, 8, 16, 4)
     outer = groups.shape[:2]
     nibbles = (groups[:, :, :4] & 15) | (groups[:, :, 4:] & 15) << 4
@@ -193,9 +194,24 @@ def _assemble(tile_format: TileFormat, quants: NDArray[np.uint8], numbers: NDArr
     elif tile_format == TileFormat.Q6:
         upper = (groups >> 4).reshape(*outer, 2, 4, TILE_ROWS, 4)
         parts.append(np.bitwise_or.reduce(upper << (2 * np.arange(4, dtype=np.uint8))[:, None, None], axis=3))
-    per_row = _padded(numbers, 0, TILE_ROWS).reshape(-1, TILE_ROWS, *numbers.shape[1:]).transpose(0, 2, 3, 1)
-    parts.append(np.ascontiguousarray(per_row, dtype="<f2").view(np.uint8))
-    return np.concatenate([part.reshape(*outer, -1) for part in parts], axis=-1).reshape(-1)
+    per_row = numbers.reshape(-1, TILE_ROWS, *numbers.shape[1:]).transpose(0, 2, 3, 1)
+    scales = per_row[:, :, :1] if tile_format.has_minima else per_row
+    parts.append(np.ascontiguousarray(scales, dtype="<f2").view(np.uint8))
+    tiles = np.concatenate([part.reshape(*outer, -1) for part in parts], axis=-1)
+    if not tile_format.has_minima:
+        return tiles.reshape(-1)
+    return np.concatenate([tiles.reshape(len(tiles), -1), _pack_minima(per_row[:, :, 1])], axis=1).reshape(-1)
+
+
+def _pack_minima(minima: NDArray[np.float16]) -> NDArray[np.uint8]:
+    """What lies behind the tiles, (strips, bytes), from minima (strips, tiles, 16)."""
+    largest = np.abs(minima).max(axis=1, keepdims=True)
+    exact, most = minima.astype(np.float32), largest.astype(np.float32)
+    shares = np.divide(exact, most, out=np.zeros_like(exact), where=most > 0)
+    steps = _padded(np.rint(shares * np.float32(MINIMUM_STEPS)).astype("<i2"), 1, 2)
+    pairs = steps.reshape(len(steps), -1, 2, TILE_ROWS).transpose(0, 1, 3, 2)
+    parts = (np.ascontiguousarray(pairs), largest.astype("<f2"))
+    return np.concatenate([part.reshape(len(minima), -1).view(np.uint8) for part in parts], axis=1)
 
 
 def _padded(values: NDArray[Any], axis: int, multiple: int) -> NDArray[Any]:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 TILE_ROWS = 16
 TILE_INPUTS = 32
-LAYOUT_VERSION = 2
+MINIMUM_STEPS = 8192
+"""Steps of the largest minimum of a row, of which minima are whole numbers."""
+
+LAYOUT_VERSION = 3
 """Raised when the meaning of packed bytes changes: what was kept on disk before is packed again."""
 
 
@@ -39,9 +42,23 @@ class TileFormat(IntEnum):
     F32 = 9
 
     @property
+    def has_minima(self) -> bool:
+        """Whether weights are ``d q + m``."""
+        return self in {TileFormat.Q4_MIN, TileFormat.Q5_MIN}
+
+    @property
     def tile_bytes(self) -> int:
-        """Bytes of one tile, with all that belongs to it."""
+        """Bytes of one tile; with the lower bits of ``Q8_SPLIT``, which lie elsewhere, without minima."""
         return _TILE_BYTES[self]
+
+    def strip_bytes(self, columns: int) -> int:
+        """Bytes of a strip over so many inputs, with all that belongs to it."""
+        tiles = -(-columns // TILE_INPUTS)
+        return tiles * self.tile_bytes + self.minima_bytes(tiles)
+
+    def minima_bytes(self, tiles: int) -> int:
+        """Bytes behind the tiles of a strip: minima of two tiles at a time, then the largest of each row."""
+        return 2 * TILE_ROWS + -(-tiles // 2) * 4 * TILE_ROWS if self.has_minima else 0
 
     @property
     def label(self) -> str:
@@ -52,9 +69,9 @@ class TileFormat(IntEnum):
 _TILE_BYTES: Mapping[TileFormat, int] = MappingProxyType(
     {
         TileFormat.Q4: 256 + 32,
-        TileFormat.Q4_MIN: 256 + 64,
+        TileFormat.Q4_MIN: 256 + 32,
         TileFormat.Q5: 256 + 64 + 32,
-        TileFormat.Q5_MIN: 256 + 64 + 64,
+        TileFormat.Q5_MIN: 256 + 64 + 32,
         TileFormat.Q6: 256 + 128 + 64,
         TileFormat.Q8: 512 + 32,
         TileFormat.Q8_SPLIT: 256 + 128 + 32 + 128,
@@ -71,7 +88,7 @@ _ZERO: Mapping[TileFormat, int] = MappingProxyType(
 
 def packed_bytes(tile_format: TileFormat, rows: int, columns: int) -> int:
     """Bytes of a packed matrix."""
-    return -(-rows // TILE_ROWS) * -(-columns // TILE_INPUTS) * tile_format.tile_bytes
+    return -(-rows // TILE_ROWS) * tile_format.strip_bytes(columns)
 
 
 def unpack(tile_format: TileFormat, strips: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.float32]:
@@ -79,8 +96,12 @@ def unpack(tile_format: TileFormat, strips: NDArray[np.uint8], rows: int, column
     if tile_format == TileFormat.Q8_SPLIT:
         return unpack(TileFormat.Q8, _joined(strips, columns), rows, columns)
     shape = (-(-rows // TILE_ROWS), -(-columns // TILE_INPUTS), tile_format.tile_bytes)
-    tiles = np.ascontiguousarray(strips).reshape(shape)
+    by_strip = np.ascontiguousarray(strips).reshape(shape[0], -1)
+    tiles, minima = np.split(by_strip, [shape[1] * tile_format.tile_bytes], axis=1)
+    tiles = np.ascontiguousarray(tiles).reshape(shape)
     values = _float_tiles(tile_format, tiles) if tile_format >= TileFormat.BF16 else _quantised(tile_format, tiles)
+    if tile_format.has_minima:
+        values += _minima(minima, shape[1])
     # (strips, tiles, 16, 32) to rows and columns
     matrix = values.transpose(0, 2, 1, 3).reshape(shape[0] * TILE_ROWS, shape[1] * TILE_INPUTS)
     return np.ascontiguousarray(matrix[:rows, :columns])
@@ -137,11 +158,21 @@ def _quantised(tile_format: TileFormat, tiles: NDArray[np.uint8]) -> NDArray[np.
     quants, used = _quants(tile_format, tiles)
     numbers = tiles[..., used:].view("<f2").astype(np.float32)  # per row, one array after the other
     scales, second = numbers[..., :TILE_ROWS, None], numbers[..., TILE_ROWS:, None]
-    if tile_format in {TileFormat.Q4_MIN, TileFormat.Q5_MIN}:
-        return scales * quants + second
+    if tile_format.has_minima:
+        return scales * quants
     if tile_format == TileFormat.Q6:  # scales of inputs 0..15, then of inputs 16..31
         scales = np.repeat(np.concatenate([scales, second], axis=-1), TILE_INPUTS // 2, axis=-1)
     return scales * (quants - np.float32(_ZERO[tile_format]))
+
+
+def _minima(stored: NDArray[np.uint8], tiles: int) -> NDArray[np.float32]:
+    """What lies behind the tiles of each strip, (strips, bytes), as (strips, tiles, 16, 1)."""
+    pairs, largest = np.split(stored, [-2 * TILE_ROWS], axis=1)
+    steps = np.ascontiguousarray(largest).view("<f2").astype(np.float32) / np.float32(MINIMUM_STEPS)
+    numbers = np.ascontiguousarray(pairs).view("<i2").reshape(len(stored), -1, TILE_ROWS, 2)
+    by_tile = numbers.transpose(0, 1, 3, 2).reshape(len(stored), -1, TILE_ROWS)[:, :tiles]
+    minima: NDArray[np.float32] = (by_tile * steps[:, None])[..., None].astype(np.float32)
+    return minima
 
 
 def _quants(tile_format: TileFormat, tiles: NDArray[np.uint8]) -> tuple[NDArray[np.float32], int]:
