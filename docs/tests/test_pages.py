@@ -59,6 +59,6 @@ def test_a_command_runs(command, tmp_path):
 def test_the_readme_has_its_two_commands():
     """Exactly as a stranger would type them; the second one is what CI runs."""
     text = PAGES[0].read_text(encoding="utf-8")
-    for command in ('uv run pio run "What is the capital of France?"', "uv run nox"):
+    for command in ('uv run pio run "Name the capital of France."', "uv run nox"):
         assert f"```sh\npython -m pip install uv && {command}\n```" in text
     assert (DOCS.parent / ".ci" / "run").read_text(encoding="utf-8").endswith("\nuv run nox\n")

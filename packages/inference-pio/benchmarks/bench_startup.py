@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
 TOKENS = "8"
 PIO = [sys.executable, "-m", "inference_pio.cli"]
 

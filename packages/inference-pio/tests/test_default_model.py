@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
 
 def test_the_capital_of_france(pio):
     """The README's own question, greedily, so the same everywhere."""
-    done = pio("run", "What is the capital of France?", "--json")
+    done = pio("run", "Name the capital of France.", "--json")
     assert done.code == 0
     assert "Paris" in done.json["text"]
     assert done.json["finish_reason"] == "stop"

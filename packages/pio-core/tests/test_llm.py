@@ -264,7 +264,7 @@ def test_no_memory_is_said_before_loading(tiny, monkeypatch):
 
 def test_the_real_model_answers(real):
     """SmolLM2 knows the capital of France, ends by itself, and streams the same text."""
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    messages = [{"role": "user", "content": "Name the capital of France."}]
     params = SamplingParams(temperature=0.0, max_tokens=32)
     (output,) = real.chat(messages, params)
     assert output.outputs[0].text == "The capital of France is Paris."

@@ -137,7 +137,8 @@ def test_attention_is_its_formula(options, make_paging):
     interpreter = Interpreter(program, values, paging.caches, groups, page_size=16, dtype=np.float64)
     logits = np.concatenate([interpreter.step(paging.batch({0: n}, every_row=True)) for n in (4, 1, 13)])
 
-    qkv = torch.tensor(values["table"][paging.tokens[0]] @ values["qkv"].T, dtype=torch.float64)
+    embedded = values["table"][paging.tokens[0]].astype(np.float64)
+    qkv = torch.tensor(embedded @ values["qkv"].T.astype(np.float64))
     q, k, v = qkv[:, :32].view(-1, 2, 16), qkv[:, 32:48], qkv[:, 48:]
     scores = torch.einsum("qhd,sd->hqs", q, k) * options.get("scale", 0.25)
     if "softcap" in options:
@@ -150,7 +151,7 @@ def test_attention_is_its_formula(options, make_paging):
         scores = torch.cat([scores, sinks], dim=2)
     weights = scores.softmax(dim=2)[..., : len(qkv)]
     attended = torch.einsum("hqs,sd->qhd", weights, v).reshape(-1, 32)
-    np.testing.assert_allclose(logits, attended.numpy() @ values["head"].T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits, attended.numpy() @ values["head"].T.astype(np.float64), rtol=1e-5, atol=1e-5)
 
 
 def test_missing_parameters_and_layers_are_refused(make_paging):

@@ -426,14 +426,17 @@ def test_product_is_that_of_the_tiles(kernels: Kernels, rng: np.random.Generator
 
 
 @pytest.mark.parametrize("form", range(10), ids=FORMATS)
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (16, 32), (17, 33), (15, 31), (48, 2080), (33, 64)])
-def test_any_shape_will_do(kernels: Kernels, rng: np.random.Generator, form: int, rows: int, columns: int) -> None:
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (16, 32), (17, 33), (15, 31), (48, 2080), (33, 64), (31, 4130)])
+@pytest.mark.parametrize("count", [3, 18])
+def test_any_shape_will_do(
+    kernels: Kernels, rng: np.random.Generator, form: int, rows: int, columns: int, count: int
+) -> None:
     """Outputs that are no multiple of 16, and inputs that are none of 32, are those of the matrix alone."""
     matrix = random_matrix(rng, form, rows, columns)
-    x = Prepared(kernels, rng.standard_normal((3, columns)).astype(np.float32))
-    y = np.full((3, rows + 1), np.nan, np.float32)
+    x = Prepared(kernels, rng.standard_normal((count, columns)).astype(np.float32))
+    y = np.full((count, rows + 1), np.nan, np.float32)
     run_linear(kernels, x, matrix, y)
-    terms = x.terms(matrix, np.arange(3))
+    terms = x.terms(matrix, np.arange(count))
     assert np.all(np.abs(y[:, :rows] - terms.exact) <= bound(terms))
     assert np.isnan(y[:, rows]).all()
 
@@ -451,13 +454,13 @@ def test_largest_sums_do_not_overflow(kernels: Kernels, form: int, sign: int) ->
         tiles = matrix.tiles.copy()
         tiles[..., : QUANT_BYTES[form]] = byte
         quants = _quants_of(form, tiles)
-        x = Prepared(kernels, np.full((9, 64), 127 * sign, np.float32))
+        x = Prepared(kernels, np.full((19, 64), 127 * sign, np.float32))
         assert np.all(x.values == 127 * sign)
         assert np.all(x.rounded_sums == 32767 * sign)
-        y = np.empty((9, 16), np.float32)
+        y = np.empty((19, 16), np.float32)
         filled = Matrix(form, 16, 64, tiles, quants, matrix.scales, matrix.minima, None, behind)
         run_linear(kernels, x, filled, y)
-        terms = x.terms(filled, np.arange(9))
+        terms = x.terms(filled, np.arange(19))
         assert np.all(np.abs(y - terms.exact) <= bound(terms))
 
 
@@ -472,15 +475,15 @@ def test_epilogues_follow_their_formulas(
     up = random_matrix(rng, (form + 1) % 9, 23, 64, bias=True)
     assert matrix.bias is not None
     assert up.bias is not None
-    x = Prepared(kernels, rng.standard_normal((12, 64)).astype(np.float32))
-    in_rows = rng.permutation(12)[:11].astype(np.int32)
-    out_rows = rng.permutation(13)[:11].astype(np.int32)
-    row_scales = rng.standard_normal(11).astype(np.float32)
-    y = rng.standard_normal((13, 23)).astype(np.float32)
+    x = Prepared(kernels, rng.standard_normal((20, 64)).astype(np.float32))
+    in_rows = rng.permutation(20)[:19].astype(np.int32)
+    out_rows = rng.permutation(21)[:19].astype(np.int32)
+    row_scales = rng.standard_normal(19).astype(np.float32)
+    y = rng.standard_normal((21, 23)).astype(np.float32)
     before = y.astype(np.float64)
     run_linear(
         kernels, x, matrix, y, up=up if epilogue == GATED else None, in_rows=in_rows, out_rows=out_rows,
-        row_scales=row_scales, epilogue=epilogue, activation=activation, scale=0.75, rows=11,
+        row_scales=row_scales, epilogue=epilogue, activation=activation, scale=0.75, rows=19,
     )  # fmt: skip
     product = x.terms(matrix, in_rows.astype(np.int64))
     biased = product.exact + matrix.bias
@@ -495,7 +498,7 @@ def test_epilogues_follow_their_formulas(
         slack = slack * (1 + np.abs(row_scales[:, None])) + 1e-6
         expected = before[out_rows] + scaled if epilogue == ADD else activate(activation, scaled)
     assert np.all(np.abs(y[out_rows] - expected) <= slack)
-    untouched = np.setdiff1d(np.arange(13), out_rows)
+    untouched = np.setdiff1d(np.arange(21), out_rows)
     np.testing.assert_array_equal(y[untouched], before[untouched].astype(np.float32))
 
 

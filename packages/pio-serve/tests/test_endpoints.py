@@ -31,7 +31,7 @@ def test_model_that_is_not_there_is_404(served):
 
 def test_answers_a_conversation(served):
     """Whole reply, greedy, with usage."""
-    reply = served.chat("What is the capital of France?", max_tokens=16)
+    reply = served.chat("Name the capital of France.", max_tokens=16)
     [choice] = reply["choices"]
     assert "Paris" in choice["message"]["content"]
     assert reply["usage"]["total_tokens"] == reply["usage"]["prompt_tokens"] + reply["usage"]["completion_tokens"]

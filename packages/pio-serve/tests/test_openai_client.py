@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 MODEL = "smollm2-135m-instruct"
-CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
+CAPITAL = [{"role": "user", "content": "Name the capital of France."}]
 WEATHER = {
     "type": "function",
     "function": {

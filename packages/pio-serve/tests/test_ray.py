@@ -41,7 +41,7 @@ try:
     url = f"http://127.0.0.1:{port}/v1"
     client = openai.OpenAI(base_url=url, api_key="key-of-the-cluster", max_retries=0)
     stranger = openai.OpenAI(base_url=url, api_key="key-of-somebody", max_retries=0)
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    messages = [{"role": "user", "content": "Name the capital of France."}]
 
     def answer(_):
         return client.chat.completions.create(

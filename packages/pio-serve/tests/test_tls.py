@@ -98,7 +98,7 @@ def test_openai_client_over_https(encrypted, trusting):
     assert encrypted.url.startswith("https://127.0.0.1:")
     asked = {
         "model": "smollm2-135m-instruct",
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "messages": [{"role": "user", "content": "Name the capital of France."}],
         "temperature": 0,
         "max_tokens": 16,
     }

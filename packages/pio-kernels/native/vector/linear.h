@@ -10,9 +10,7 @@
 // tiles (see dot_bf16). With T terms in a sum, both are within T 2^-24 sum |terms| of the exact sum, to first order.
 #pragma once
 
-#include "../kernels.h"
-#include "../strips.h"
-#include "simd.h"
+#include "tiles.h"
 
 namespace pio::PIO_ISA {
 
@@ -22,189 +20,43 @@ constexpr int kManyRows = 256;
 constexpr int64_t kManyRowsBytes = 400 * 1024;
 static_assert(kRowBlock % kMaxRows == 0 && kManyRows % kMaxRows == 0, "blocks are of whole groups of rows");
 
-// --- Tiles -----------------------------------------------------------------------------------------------------------
-
-// What program.h says of a format: bits of a quant, the quant of value zero, minima, scales per half block.
-template <uint32_t Format>
-struct TileTraits {
-    static constexpr bool kQuantised = Format < kTileBF16;
-    static constexpr bool kSplit = Format == kTileQ8Split;
-    static constexpr bool kMinima = has_minima(Format);
-    static constexpr bool kHalves = Format == kTileQ6;
-    static constexpr int kBits = Format <= kTileQ4Min ? 4 : Format <= kTileQ5Min ? 5 : Format == kTileQ6 ? 6 : 8;
-    static constexpr int kZero = kMinima ? 0 : kBits == 8 ? kEightBitZero : 1 << (kBits - 1);
-    static constexpr float kStoredZero = kMinima ? 0.0f : 1 << (kBits - 1);
-    static constexpr int kLowBytes = kSplit ? kSplitLowBytes : 0;
-    static constexpr int kQuantBytes = 64 * kBits - kLowBytes;
-    static constexpr int kBytes = tile_bytes(Format);
-};
-
-// A format as a type, for functions that are made for one.
-template <uint32_t Value>
-struct Constant {
-    static constexpr uint32_t value = Value;
-};
-
-// One tile in registers: quants[g] holds inputs 4 g..4 g + 3 of each row.
-struct Tile {
-    Bytes64 quants[8];
-    F32x16 scale;   // of all inputs, or of the first half
-    F32x16 second;  // of the second half
-};
-
-// What a product reads of one strip.
-struct Strip {
-    const uint8_t* tiles;
-    const uint8_t* minima;   // where there are any
-    const uint8_t* largest;  // magnitudes among them
-    const uint8_t* low;      // of kTileQ8Split
-};
-
-template <uint32_t Format>
-PIO_INLINE Strip strip_at(const Segment& weights, int32_t strip, int32_t tiles) {
-    using Traits = TileTraits<Format>;
-    const int64_t stride = strip_stride(Format, tiles);
-    const uint8_t* const begin = weights.strips + strip * stride;
-    const uint8_t* const minima = begin + static_cast<int64_t>(tiles) * Traits::kBytes;
-    const uint8_t* low = nullptr;
-    if constexpr (Traits::kSplit) {
-        const int64_t strips = (weights.rows + kTileRows - 1) / kTileRows;
-        low = weights.strips + strips * stride + static_cast<int64_t>(strip) * tiles * Traits::kLowBytes;
-    }
-    return {begin, minima, minima + pairs_of(tiles) * kMinimaPairBytes, low};
-}
-
-// Minima of one tile for each row of a strip.
-PIO_INLINE F32x16 minima_of_tile(const Strip& strip, int64_t number) {
-    const uint8_t* const pair = strip.minima + number / 2 * kMinimaPairBytes;
-    const F32x16 bits = to_float(bits_at(pair, 16 * static_cast<int>(number % 2), 0xffff));
-    const F32x16 steps = select_less(bits, broadcast(32768.0f), bits, subtract(bits, broadcast(65536.0f)));
-    return multiply(steps, multiply(load_f16(strip.largest), broadcast(1.0f / kMinimumSteps)));
-}
-
-// Bits 2 (g % 4) and the next of the bytes that groups of inputs share, at their place `at` in the quants of input k.
-PIO_INLINE F32x16 pairs_of_input(const uint8_t* pairs, uint32_t k, float at) {
-    const uint32_t group = k / 4;
-    return multiply(to_float(bits_at(pairs + 64 * (group / 4), 8 * (k % 4) + 2 * (group % 4), 3)), broadcast(at));
-}
-
-// Weights of input number `input` for each row of a strip. Without a sign, since divisions are shifts then.
-template <uint32_t Format>
-PIO_INLINE F32x16 weights_of_input(const Strip& strip, uint32_t input) {
-    using Traits = TileTraits<Format>;
-    const int64_t number = input / kTileInputs;
-    const uint8_t* tile = strip.tiles + number * Traits::kBytes;
-    const uint32_t k = input % kTileInputs, group = k / 4, byte = 8 * (k % 4);
-    F32x16 quants;
-    if constexpr (Format == kTileQ8) {
-        quants = to_float(bits_at(tile + 64 * group, byte, 255));
-    } else {
-        quants = to_float(bits_at(tile + 64 * (group % 4), byte + 4 * (group / 4), 15));
-    }
-    if constexpr (Traits::kBits == 5) {
-        quants = multiply_add(to_float(bits_at(tile + 256, byte + group, 1)), broadcast(16.0f), quants);
-    }
-    if constexpr (Traits::kBits == 6) quants = add(quants, pairs_of_input(tile + 256, k, 16.0f));
-    if constexpr (Traits::kSplit) {
-        quants = multiply_add(quants, broadcast(16.0f), pairs_of_input(tile + 256, k, 4.0f));
-        quants = add(quants, pairs_of_input(strip.low + number * Traits::kLowBytes, k, 1.0f));
-    }
-    const F32x16 scale = load_f16(tile + Traits::kQuantBytes + (Traits::kHalves && k >= 16 ? 32 : 0));
-    if constexpr (Traits::kMinima) return multiply_add(scale, quants, minima_of_tile(strip, number));
-    return multiply(scale, subtract(quants, broadcast(Traits::kStoredZero)));
-}
-
-// The low four bits of inputs 0..15 and of 16..31 share bytes.
-PIO_INLINE void unpack_nibbles(const uint8_t* tile, Bytes64* quants) {
-    const Bytes64 mask = broadcast_byte(15);
-PIO_UNROLL
-    for (int g = 0; g < 4; ++g) {
-        const Bytes64 both = load_bytes(tile + 64 * g);
-        quants[g] = bit_and(both, mask);
-        quants[g + 4] = bit_and(shift<-4>(both), mask);
-    }
-}
-
-// Bit `Group` of each byte becomes bit 4 of the quant.
-template <int Group = 0>
-PIO_INLINE void insert_fifth_bits(Bytes64 fifth, Bytes64* quants) {
-    quants[Group] = insert_bits(quants[Group], shift<4 - Group>(fifth), broadcast_byte(16));
-    if constexpr (Group < 7) insert_fifth_bits<Group + 1>(fifth, quants);
-}
-
-// Bits 2 Group and 2 Group + 1 of each byte become bits 4 and 5 of the quant, for the four groups of one half.
-template <int Group = 0>
-PIO_INLINE void insert_upper_pairs(Bytes64 upper, Bytes64* quants) {
-    quants[Group] = insert_bits(quants[Group], shift<4 - 2 * Group>(upper), broadcast_byte(48));
-    if constexpr (Group < 3) insert_upper_pairs<Group + 1>(upper, quants);
-}
-
-// Quants of kTileQ8Split; without `low`, zeros stand for their lower two bits. Bits 2 and 3 of groups 1 and 3 of a half are
-// where they belong, in the low or the high half of their bytes; those of groups 0 and 2 are two places below.
-template <bool kLow>
-PIO_INLINE void unpack_split(const uint8_t* tile, const uint8_t* low, Bytes64* quants) {
-    const Bytes64 middle = broadcast_byte(0xcc), upper = broadcast_byte(0xf0);
-PIO_UNROLL
-    for (int half = 0; half < 2; ++half) {
-        const Bytes64 pairs = load_bytes(tile + 256 + 64 * half);
-        Bytes64 odd, even;
-        if constexpr (kLow) {
-            const Bytes64 lowest = load_bytes(low + 64 * half);
-            odd = select_bits(middle, pairs, shift<-2>(lowest));
-            even = select_bits(middle, shift<2>(pairs), lowest);
-        } else {
-            odd = bit_and(pairs, middle);
-            even = bit_and(shift<2>(pairs), middle);
-        }
-        const Bytes64 lower[4] = {even, odd, shift<-4>(even), shift<-4>(odd)};
-PIO_UNROLL
-        for (int g = 0; g < 4; ++g) {
-            const Bytes64 both = load_bytes(tile + 64 * g);
-            const Bytes64 quant = select_bits(upper, half == 0 ? shift<4>(both) : both, lower[g]);
-            quants[4 * half + g] = eight_bit_quants(quant);
-        }
-    }
-}
-
-template <uint32_t Format>
-PIO_INLINE Tile unpack(const uint8_t* bytes, const uint8_t* low) {
-    using Traits = TileTraits<Format>;
-    Tile tile;
-    if constexpr (Traits::kSplit) {
-        unpack_split<true>(bytes, low, tile.quants);
-    } else if constexpr (Traits::kBits == 8) {
-PIO_UNROLL
-        for (int g = 0; g < 8; ++g) tile.quants[g] = eight_bit_quants(load_bytes(bytes + 64 * g));
-    } else {
-        unpack_nibbles(bytes, tile.quants);
-    }
-    if constexpr (Traits::kBits == 5) insert_fifth_bits(load_bytes(bytes + 256), tile.quants);
-    if constexpr (Traits::kBits == 6) {
-        insert_upper_pairs(load_bytes(bytes + 256), tile.quants);
-        insert_upper_pairs(load_bytes(bytes + 320), tile.quants + 4);
-    }
-    tile.scale = load_f16(bytes + Traits::kQuantBytes);
-    if constexpr (Traits::kHalves) tile.second = load_f16(bytes + Traits::kQuantBytes + 32);
-    return tile;
-}
-
 // --- Sums of one strip -----------------------------------------------------------------------------------------------
+
+// What the product of a row's block with a whole tile starts from: minus the zero point, for each input. From -128 times
+// the sum to that of other zero points: broadcast as it lies in memory, the sum costs no instruction of its own.
+template <uint32_t Format>
+PIO_INLINE I32x16 start_of(const QuantBlock& x) {
+    constexpr int kZero = TileTraits<Format>::kZero;
+    constexpr int kShift = kZero == 8 ? 4 : kZero == 16 ? 3 : 0;
+    return kZero == 0 ? broadcast(0) : shift_right<kShift>(broadcast(x.zero_sum));
+}
+
+// The same for inputs 0..15 or 16..31.
+template <uint32_t Format>
+PIO_INLINE I32x16 start_of_half(const QuantBlock& x, int half) {
+    return broadcast(-TileTraits<Format>::kZero * x.sums[half]);
+}
+
+PIO_INLINE F32x16 add_product(I32x16 product, F32x16 scale, const QuantBlock& x, F32x16 acc) {
+    return multiply_add(to_float(product), multiply(scale, broadcast(x.scale)), acc);
+}
+
+PIO_INLINE F32x16 add_halves(I32x16 low, F32x16 first, I32x16 high, F32x16 second, const QuantBlock& x, F32x16 acc) {
+    const F32x16 both = multiply_add(to_float(low), first, multiply(to_float(high), second));
+    return multiply_add(both, broadcast(x.scale), acc);
+}
 
 // acc + tile x over one block of a row, minima left out
 template <uint32_t Format>
 PIO_INLINE F32x16 add_block(const Tile& tile, const QuantBlock& x, F32x16 acc) {
-    using Traits = TileTraits<Format>;
-    if constexpr (Traits::kHalves) {
-        const I32x16 low = dot<Traits::kBits, 4>(tile.quants, x.values, broadcast(-Traits::kZero * x.sums[0]));
-        const I32x16 high = dot<Traits::kBits, 4>(tile.quants + 4, x.values + 16, broadcast(-Traits::kZero * x.sums[1]));
-        const F32x16 both = multiply_add(to_float(low), tile.scale, multiply(to_float(high), tile.second));
-        return multiply_add(both, broadcast(x.scale), acc);
+    constexpr int kBits = TileTraits<Format>::kBits;
+    if constexpr (TileTraits<Format>::kHalves) {
+        const I32x16 low = dot<kBits, 4>(tile.quants, x.values, start_of_half<Format>(x, 0));
+        const I32x16 high = dot<kBits, 4>(tile.quants + 4, x.values + 16, start_of_half<Format>(x, 1));
+        return add_halves(low, tile.scale, high, tile.second, x, acc);
     } else {
-        // From -128 to minus the zero point: broadcast as it lies in memory, the sum costs no instruction of its own.
-        constexpr int kShift = Traits::kZero == 8 ? 4 : Traits::kZero == 16 ? 3 : 0;
-        const I32x16 start = Traits::kZero == 0 ? broadcast(0) : shift_right<kShift>(broadcast(x.zero_sum));
-        const I32x16 product = dot<Traits::kBits, 8>(tile.quants, x.values, start);
-        return multiply_add(to_float(product), multiply(tile.scale, broadcast(x.scale)), acc);
+        const I32x16 product = dot<kBits, 8>(tile.quants, x.values, start_of<Format>(x));
+        return add_product(product, tile.scale, x, acc);
     }
 }
 
@@ -217,20 +69,13 @@ struct RowNumbers {
     int64_t operator[](int m) const { return list ? list[m] : first + m; }
 };
 
-// Fetches weights that come later while M rows are multiplied with those at hand: from memory into the second-level cache
-// far ahead, since there are more ways to that one, and from there into the first. For the first rows of a strip: others
-// find it in the caches. One or two rows go through weights as fast as the processor can read them by itself: there,
-// asking for more only holds up what it has asked for.
+// Fetches weights ahead for M rows, if they are the first of a strip: others find it in the caches. One or two rows go
+// through weights as fast as the processor can read them by itself: there, asking for more only holds up what it has asked
+// for.
 template <int M, int Bytes>
 PIO_INLINE void prefetch_ahead(const uint8_t* weights, const RowNumbers& rows) {
-    constexpr int kFar = 8 * 1024, kNear = 1024;
     if constexpr (M > 2) {
-        if (!rows.first_of_strip) return;
-PIO_UNROLL
-        for (int i = 0; i < Bytes; i += 64) {
-            __builtin_prefetch(weights + kFar + i, 0, 2);
-            __builtin_prefetch(weights + kNear + i, 0, 3);
-        }
+        if (rows.first_of_strip) fetch_ahead<Bytes>(weights);
     }
 }
 
@@ -242,6 +87,62 @@ PIO_INLINE void find_rows(const T* array, int64_t width, const RowNumbers& rows,
         for (int m = 1; m < M; ++m) found[m] = found[m - 1] + width;
     } else {
         for (int m = 0; m < M; ++m) found[m] = array + rows.list[m] * width;
+    }
+}
+
+// acc[m] + tile x over block number `block` of M rows, minima left out; one group of inputs after the other.
+template <uint32_t Format, int M, typename AnyTile>
+PIO_INLINE void add_groups(const AnyTile& tile, const QuantBlock* const* inputs, int32_t block, F32x16* acc) {
+    using Traits = TileTraits<Format>;
+    const auto values = [&](int m) __attribute__((always_inline)) { return inputs[m][block].values; };
+    I32x16 products[M];
+    if constexpr (Traits::kHalves) {
+        I32x16 others[M];
+PIO_UNROLL
+        for (int m = 0; m < M; ++m) {
+            products[m] = start_of_half<Format>(inputs[m][block], 0);
+            others[m] = start_of_half<Format>(inputs[m][block], 1);
+        }
+        dots<Traits::kBits, 0, 4, M>(tile, values, products);
+        dots<Traits::kBits, 4, 4, M>(tile, values, others);
+        const F32x16 first = tile.scale(), second = tile.second_scale();
+PIO_UNROLL
+        for (int m = 0; m < M; ++m) acc[m] = add_halves(products[m], first, others[m], second, inputs[m][block], acc[m]);
+    } else {
+PIO_UNROLL
+        for (int m = 0; m < M; ++m) products[m] = start_of<Format>(inputs[m][block]);
+        dots<Traits::kBits, 0, 8, M>(tile, values, products);
+        const F32x16 scale = tile.scale();
+PIO_UNROLL
+        for (int m = 0; m < M; ++m) acc[m] = add_product(products[m], scale, inputs[m][block], acc[m]);
+    }
+}
+
+// acc[m] + all tiles x for M rows, minima left out
+template <uint32_t Format, int M>
+PIO_INLINE void add_tiles(const Strip& strip, const RowNumbers& rows, const QuantBlock* const* inputs, int32_t blocks,
+                          F32x16* acc) {
+    constexpr int kBytes = TileTraits<Format>::kBytes;
+    constexpr int kLowBytes = TileTraits<Format>::kLowBytes;
+    const uint8_t* bytes = strip.tiles;
+    const uint8_t* low = strip.low;
+    for (int32_t block = 0; block < blocks; ++block, bytes += kBytes, low += kLowBytes) {
+        prefetch_ahead<M, kBytes>(bytes, rows);
+        if constexpr (kGroupByGroup) {
+            add_groups<Format, M>(PackedTile<Format>(bytes, low), inputs, block, acc);
+        } else {
+            const Tile tile = unpack<Format>(bytes, low);
+PIO_UNROLL
+            for (int m = 0; m < M; ++m) acc[m] = add_block<Format>(tile, inputs[m][block], acc[m]);
+        }
+    }
+}
+
+// The same for a strip that is unpacked
+template <uint32_t Format, int M>
+PIO_INLINE void add_unpacked(const uint8_t* tiles, const QuantBlock* const* inputs, int32_t blocks, F32x16* acc) {
+    for (int32_t block = 0; block < blocks; ++block, tiles += kUnpackedBytes) {
+        add_groups<Format, M>(UnpackedTile(tiles), inputs, block, acc);
     }
 }
 
@@ -293,22 +194,17 @@ PIO_UNROLL
     }
 }
 
-template <uint32_t Format, int M>
+template <uint32_t Format, int M, bool Unpacked>
 PIO_INLINE void sum_quantised(const Strip& strip, const Rows& x, const RowNumbers& rows, F32x16* sums) {
-    constexpr int kBytes = TileTraits<Format>::kBytes;
-    constexpr int kLowBytes = TileTraits<Format>::kLowBytes;
     const int32_t blocks = x.stride / 32;
     const QuantBlock* inputs[M];
     find_rows<M>(x.blocks, blocks, rows, inputs);
     F32x16 acc[M];
     for (int m = 0; m < M; ++m) acc[m] = zeros();
-    const uint8_t* bytes = strip.tiles;
-    const uint8_t* low = strip.low;
-    for (int32_t block = 0; block < blocks; ++block, bytes += kBytes, low += kLowBytes) {
-        prefetch_ahead<M, kBytes>(bytes, rows);
-        const Tile tile = unpack<Format>(bytes, low);
-PIO_UNROLL
-        for (int m = 0; m < M; ++m) acc[m] = add_block<Format>(tile, inputs[m][block], acc[m]);
+    if constexpr (Unpacked) {
+        add_unpacked<Format, M>(strip.unpacked, inputs, blocks, acc);
+    } else {
+        add_tiles<Format, M>(strip, rows, inputs, blocks, acc);
     }
     if constexpr (TileTraits<Format>::kMinima) add_minima<M>(strip, x, rows, inputs, acc);
     if (x.outlier_columns != nullptr) {
@@ -359,10 +255,10 @@ PIO_UNROLL
 }
 
 // sums[m] = W x[rows[m]] for the sixteen outputs of a strip
-template <uint32_t Format, int M>
+template <uint32_t Format, int M, bool Unpacked = false>
 __attribute__((noinline)) void strip_product(const Strip& strip, const Rows& x, const RowNumbers& rows, F32x16* sums) {
     if constexpr (TileTraits<Format>::kQuantised) {
-        sum_quantised<Format, M>(strip, x, rows, sums);
+        sum_quantised<Format, M, Unpacked>(strip, x, rows, sums);
     } else if constexpr (Format == kTileBF16) {
         sum_bf16<M>(strip.tiles, x, rows, sums);
     } else {
@@ -370,24 +266,38 @@ __attribute__((noinline)) void strip_product(const Strip& strip, const Rows& x, 
     }
 }
 
-template <int M>
-void strip_product(const Segment& weights, int32_t strip, const Rows& x, const RowNumbers& rows, F32x16* sums) {
-    const auto product = [&](auto format) {
-        constexpr uint32_t kFormat = decltype(format)::value;
-        strip_product<kFormat, M>(strip_at<kFormat>(weights, strip, x.stride / kTileInputs), x, rows, sums);
-    };
-    switch (weights.format) {
-        case kTileQ4: return product(Constant<kTileQ4>{});
-        case kTileQ4Min: return product(Constant<kTileQ4Min>{});
-        case kTileQ5: return product(Constant<kTileQ5>{});
-        case kTileQ5Min: return product(Constant<kTileQ5Min>{});
-        case kTileQ6: return product(Constant<kTileQ6>{});
-        case kTileQ8: return product(Constant<kTileQ8>{});
-        case kTileQ8Split: return product(Constant<kTileQ8Split>{});
-        case kTileBF16: return product(Constant<kTileBF16>{});
-        case kTileF16: return product(Constant<kTileF16>{});
-        default: return product(Constant<kTileF32>{});
+// Calls f with the format as a constant.
+template <typename Function>
+PIO_INLINE void for_format(uint32_t format, const Function& f) {
+    switch (format) {
+        case kTileQ4: return f(Constant<kTileQ4>{});
+        case kTileQ4Min: return f(Constant<kTileQ4Min>{});
+        case kTileQ5: return f(Constant<kTileQ5>{});
+        case kTileQ5Min: return f(Constant<kTileQ5Min>{});
+        case kTileQ6: return f(Constant<kTileQ6>{});
+        case kTileQ8: return f(Constant<kTileQ8>{});
+        case kTileQ8Split: return f(Constant<kTileQ8Split>{});
+        case kTileBF16: return f(Constant<kTileBF16>{});
+        case kTileF16: return f(Constant<kTileF16>{});
+        default: return f(Constant<kTileF32>{});
     }
+}
+
+// The same; `unpacked` is the strip unpacked, or null.
+template <int M>
+void strip_product(const Segment& weights, int32_t strip, const uint8_t* unpacked, const Rows& x, const RowNumbers& rows,
+                   F32x16* sums) {
+    for_format(weights.format, [&](auto format) {
+        constexpr uint32_t kFormat = decltype(format)::value;
+        Strip parts = strip_at<kFormat>(weights, strip, x.stride / kTileInputs);
+        if constexpr (M == kMaxRows && rows_to_unpack_for(kFormat) < INT32_MAX) {
+            if (unpacked != nullptr) {
+                parts.unpacked = unpacked;
+                return strip_product<kFormat, M, true>(parts, x, rows, sums);
+            }
+        }
+        strip_product<kFormat, M>(parts, x, rows, sums);
+    });
 }
 
 // --- Epilogues -------------------------------------------------------------------------------------------------------
@@ -417,18 +327,27 @@ PIO_INLINE void write_outputs(const LinearTask& task, int32_t row, const F32x16*
     }
 }
 
+// A strip's turn with a block of rows.
+struct Turn {
+    int32_t strip;
+    bool is_first;            // whether no rows before had it
+    const uint8_t* unpacked;  // the strip, and that of the second factor, or null
+    const uint8_t* unpacked_up;
+};
+
 // Outputs of one strip for rows [row, row + M) of a task.
 template <int M>
-inline void strip_rows(const LinearTask& task, int32_t strip, int32_t row, bool first_of_strip) {
-    const RowNumbers in = {task.in_rows ? task.in_rows + row : nullptr, row, first_of_strip};
-    const RowNumbers out = {task.out_rows ? task.out_rows + row : nullptr, row, first_of_strip};
+inline void strip_rows(const LinearTask& task, const Turn& turn, int32_t row) {
+    const int32_t strip = turn.strip;
+    const RowNumbers in = {task.in_rows ? task.in_rows + row : nullptr, row, turn.is_first};
+    const RowNumbers out = {task.out_rows ? task.out_rows + row : nullptr, row, turn.is_first};
     float* const y = task.y + task.weights->out_column + kTileRows * strip;
     // What is added to has gone by since another strip's turn; the product gives it time to come.
     if (task.epilogue == kAdd) {
         for (int m = 0; m < M; ++m) __builtin_prefetch(y + out[m] * task.y_stride, 1);
     }
     F32x16 sums[M];
-    strip_product<M>(*task.weights, strip, *task.x, in, sums);
+    strip_product<M>(*task.weights, strip, turn.unpacked, *task.x, in, sums);
     const int32_t left = task.weights->rows - kTileRows * strip;
     const int n = left < kTileRows ? left : kTileRows;
     if (task.weights->bias != nullptr) {
@@ -437,7 +356,7 @@ inline void strip_rows(const LinearTask& task, int32_t strip, int32_t row, bool 
     }
     if (task.epilogue == kGated) {
         F32x16 up[M];
-        strip_product<M>(*task.up, strip, *task.x, in, up);
+        strip_product<M>(*task.up, strip, turn.unpacked_up, *task.x, in, up);
         const F32x16 up_bias = strip_bias(*task.up, strip, n);
         for (int m = 0; m < M; ++m) sums[m] = multiply(activate(task.activation, sums[m]), add(up[m], up_bias));
     }
@@ -446,22 +365,44 @@ inline void strip_rows(const LinearTask& task, int32_t strip, int32_t row, bool 
 
 // Outputs of one strip for rows [row, end), as many at once as there are.
 template <int M>
-inline void strip_block(const LinearTask& task, int32_t strip, int32_t row, int32_t end, bool first_of_strip) {
-    for (; row + M <= end; row += M, first_of_strip = false) strip_rows<M>(task, strip, row, first_of_strip);
+inline void strip_block(const LinearTask& task, Turn turn, int32_t row, int32_t end) {
+    for (; row + M <= end; row += M, turn.is_first = false) strip_rows<M>(task, turn, row);
     if constexpr (M > 1) {
-        if (row < end) strip_block<M / 2>(task, strip, row, end, first_of_strip);
+        if (row < end) strip_block<M / 2>(task, turn, row, end);
     }
+}
+
+// Unpacks a strip to `to` if that pays for so many rows; returns `to` then, else null.
+inline const uint8_t* unpack_for(int32_t rows, const Segment& weights, int32_t strip, int32_t tiles, uint8_t* to) {
+    bool unpacked = false;
+    for_format(weights.format, [&](auto format) {
+        constexpr uint32_t kFormat = decltype(format)::value;
+        if constexpr (rows_to_unpack_for(kFormat) < INT32_MAX) {
+            if (rows < rows_to_unpack_for(kFormat)) return;
+            unpack_strip<kFormat>(strip_at<kFormat>(weights, strip, tiles), tiles, to);
+            unpacked = true;
+        }
+    });
+    return unpacked ? to : nullptr;
 }
 
 inline void linear(const LinearTask& task, int32_t first_strip, int32_t last_strip) {
     const uint32_t format = task.weights->format;
+    const int32_t tiles = task.x->stride / kTileInputs;
     const int64_t input_bytes = format < kTileBF16 ? sizeof(QuantBlock) : kTileInputs * (format == kTileBF16 ? 2 : 4);
-    const bool many = kManyRows * (task.x->stride / kTileInputs) * input_bytes <= kManyRowsBytes;
+    const bool many = kManyRows * tiles * input_bytes <= kManyRowsBytes;
     const int32_t size = many ? kManyRows : kRowBlock;
+    alignas(64) uint8_t memory[kGroupByGroup ? kMostUnpacked * kUnpackedBytes : 1];
+    const bool fits = kGroupByGroup && tiles * (task.up ? 2 : 1) <= kMostUnpacked;
     for (int32_t begin = 0; begin < task.rows; begin += size) {
         const int32_t end = task.rows - begin < size ? task.rows : begin + size;
         for (int32_t strip = first_strip; strip < last_strip; ++strip) {
-            strip_block<kMaxRows>(task, strip, begin, end, true);
+            Turn turn{strip, true, nullptr, nullptr};
+            if (fits) {
+                turn.unpacked = unpack_for(end - begin, *task.weights, strip, tiles, memory);
+                if (task.up) turn.unpacked_up = unpack_for(end - begin, *task.up, strip, tiles, memory + tiles * kUnpackedBytes);
+            }
+            strip_block<kMaxRows>(task, turn, begin, end);
         }
     }
 }

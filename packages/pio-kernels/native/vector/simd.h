@@ -15,6 +15,7 @@
 #endif
 
 #define PIO_INLINE static inline __attribute__((always_inline))
+#define PIO_INLINE_MEMBER __attribute__((always_inline))
 
 // Before a loop whose counts are known: its arrays can be registers only where no loop is left.
 #if defined(__clang__)
@@ -22,6 +23,25 @@
 #else
 #define PIO_UNROLL _Pragma("GCC unroll 64")
 #endif
+
+namespace pio::PIO_ISA {
+
+// A number as a type, for functions that are made for one.
+template <uint32_t Value>
+struct Constant {
+    static constexpr uint32_t value = Value;
+};
+
+// Calls f(Constant<First>), ..., f(Constant<First + Count - 1>).
+template <int First, int Count, typename Function>
+PIO_INLINE void each_constant(const Function& f) {
+    if constexpr (Count > 0) {
+        f(Constant<First>{});
+        each_constant<First + 1, Count - 1>(f);
+    }
+}
+
+}  // namespace pio::PIO_ISA
 
 #if defined(__AVX512F__)
 #include "simd_avx512.h"
@@ -31,6 +51,25 @@
 #include "simd_neon.h"
 #else
 #error "no vector instruction set: use the scalar kernels"
+#endif
+
+#if !defined(__AVX2__) || defined(__AVX512F__)
+namespace pio::PIO_ISA {
+
+// sums[m][r] += sum_{g < Groups, c < 4} w[4 r + c] * x(m)[4 g + c] for w = tile.group<g>(), g from `First` on, of `Bits`
+// bits; x(m) are the 32 inputs of row m.
+template <int Bits, int First, int Groups, int M, typename Tile, typename Inputs>
+PIO_INLINE void dots(const Tile& tile, const Inputs& x, I32x16* sums) {
+    Bytes64 groups[Groups];
+    each_constant<First, Groups>([&](auto group) __attribute__((always_inline)) {
+        constexpr int kGroup = decltype(group)::value;
+        groups[kGroup - First] = tile.template group<kGroup>();
+    });
+PIO_UNROLL
+    for (int m = 0; m < M; ++m) sums[m] = dot<Bits, Groups>(groups, x(m) + 4 * First, sums[m]);
+}
+
+}  // namespace pio::PIO_ISA
 #endif
 
 #include "functions.h"

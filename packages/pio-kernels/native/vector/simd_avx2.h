@@ -10,6 +10,8 @@ namespace pio::PIO_ISA {
 
 // Rows of activations that one pass over a strip serves
 constexpr int kMaxRows = 4;
+// Sixteen registers do not hold a tile and the sums of several rows: see `dots`.
+constexpr bool kGroupByGroup = true;
 
 // AVX-VNNI takes weights without a sign. Without it, sums of two products must fit 16 bits, so that 8-bit quants are
 // taken with theirs, which `dot` moves over to the activations.
@@ -156,6 +158,11 @@ PIO_INLINE Bytes64 load_bytes(const uint8_t* x) {
     const auto* halves = reinterpret_cast<const __m256i*>(x);
     return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
 }
+PIO_INLINE void store_bytes(uint8_t* y, Bytes64 a) {
+    auto* halves = reinterpret_cast<__m256i*>(y);
+    _mm256_storeu_si256(halves, a.low);
+    _mm256_storeu_si256(halves + 1, a.high);
+}
 PIO_INLINE Bytes64 broadcast_byte(int x) {
     const __m256i byte = _mm256_set1_epi8(static_cast<char>(x));
     return {byte, byte};
@@ -202,18 +209,33 @@ PIO_INLINE __m256i four_inputs(const int8_t* x) {
     return _mm256_set1_epi32(four);
 }
 
+// The groups of a tile's inputs are multiplied one after the other, each with the inputs of all rows: what a register holds
+// then are the sums of all rows and one group's quants. The compiler would rather unpack the whole tile first, for which
+// there are no registers, and write it to memory and read it again for each row, which takes a quarter more time. So it is
+// told that the sums of one group are changed by what it cannot see, and so are the addresses of the next.
+template <int M>
+PIO_INLINE void keep_in_order(__m256i& low, __m256i& high) {
+    if constexpr (M > 1) asm volatile("" : "+x"(low), "+x"(high));
+}
+
 #if defined(__AVXVNNI__)
 
-// start[r] + sum_{g < Groups, c < 4} w[g][4 r + c] * x[4 g + c]; w of `Bits` bits.
-template <int Bits, int Groups>
-PIO_INLINE I32x16 dot(const Bytes64* w, const int8_t* x, I32x16 start) {
+// sums[m][r] += sum_{g < Groups, c < 4} w[4 r + c] * x(m)[4 g + c] for w = tile.group<g>(), g from `First` on, of `Bits`
+// bits; x(m) are the 32 inputs of row m.
+template <int Bits, int First, int Groups, int M, typename Tile, typename Inputs>
+PIO_INLINE void dots(Tile tile, const Inputs& x, I32x16* sums) {
+    each_constant<First, Groups>([&](auto group) __attribute__((always_inline)) {
+        constexpr int kGroup = decltype(group)::value;
+        if constexpr (M > 1) tile.forget();
+        const Bytes64 w = tile.template group<kGroup>();
 PIO_UNROLL
-    for (int g = 0; g < Groups; ++g) {
-        const __m256i inputs = four_inputs(x + 4 * g);
-        start.low = _mm256_dpbusd_avx_epi32(start.low, w[g].low, inputs);
-        start.high = _mm256_dpbusd_avx_epi32(start.high, w[g].high, inputs);
-    }
-    return start;
+        for (int m = 0; m < M; ++m) {
+            const __m256i inputs = four_inputs(x(m) + 4 * kGroup);
+            sums[m].low = _mm256_dpbusd_avx_epi32(sums[m].low, w.low, inputs);
+            sums[m].high = _mm256_dpbusd_avx_epi32(sums[m].high, w.high, inputs);
+            keep_in_order<M>(sums[m].low, sums[m].high);
+        }
+    });
 }
 
 #else
@@ -221,37 +243,66 @@ PIO_UNROLL
 // w[0] x[0] + w[1] x[1] of each pair of neighbouring bytes, as 16 bits. Quants of 8 bits have a sign; it goes over to the
 // inputs, since one of the factors may have none: |w| x sign(w).
 template <int Bits>
-PIO_INLINE __m256i pair_products(__m256i w, __m256i x) {
-    if constexpr (Bits == 8) return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+PIO_INLINE __m256i pair_products(__m256i w, __m256i magnitude, __m256i x) {
+    if constexpr (Bits == 8) return _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, w));
     return _mm256_maddubs_epi16(w, x);
 }
 
-// start[r] + sum_{g < Groups, c < 4} w[g][4 r + c] * x[4 g + c]; w of `Bits` bits, |x| <= 127.
+// sums[m][r] += sum_{g < Groups, c < 4} w[4 r + c] * x(m)[4 g + c] for w = tile.group<g>(), g from `First` on, of `Bits`
+// bits; x(m) are the 32 inputs of row m, |x| <= 127.
 //
 // Sums of 16 bits hold as many groups as cannot overflow them: 2 * 127 * 15 * 8 = 30480 for 4 bits, 2 * 127 * 31 * 4 =
 // 31496 for 5, 2 * 127 * 63 * 2 = 32004 for 6 and 2 * 127 * 128 = 32512 for 8.
-template <int Bits, int Groups>
-PIO_INLINE I32x16 dot(const Bytes64* w, const int8_t* x, I32x16 start) {
+template <int Bits, int First, int Groups, int M, typename Tile, typename Inputs>
+PIO_INLINE void dots(Tile tile, const Inputs& x, I32x16* sums) {
     constexpr int kFitting = Bits == 4 ? 8 : Bits == 5 ? 4 : Bits == 6 ? 2 : 1;
-    constexpr int kGroups = kFitting < Groups ? kFitting : Groups;
     const __m256i ones = _mm256_set1_epi16(1);
+    __m256i low[M], high[M];
+    each_constant<0, Groups>([&](auto number) __attribute__((always_inline)) {
+        constexpr int kNumber = decltype(number)::value;
+        // Groups g and g + 4 of a whole tile share bytes.
+        constexpr int kGroup = Groups == 8 ? kNumber / 2 + 4 * (kNumber % 2) : First + kNumber;
+        constexpr bool kFirst = kNumber % kFitting == 0, kLast = (kNumber + 1) % kFitting == 0 || kNumber + 1 == Groups;
+        if constexpr (M > 1) tile.forget();
+        const Bytes64 w = tile.template group<kGroup>();
+        const Bytes64 magnitude = {_mm256_abs_epi8(w.low), _mm256_abs_epi8(w.high)};
 PIO_UNROLL
-    for (int first = 0; first < Groups; first += kGroups) {
-        __m256i low = _mm256_setzero_si256();
-        __m256i high = _mm256_setzero_si256();
-PIO_UNROLL
-        for (int g = first; g < first + kGroups; ++g) {
-            const __m256i inputs = four_inputs(x + 4 * g);
-            low = _mm256_add_epi16(low, pair_products<Bits>(w[g].low, inputs));
-            high = _mm256_add_epi16(high, pair_products<Bits>(w[g].high, inputs));
+        for (int m = 0; m < M; ++m) {
+            const __m256i inputs = four_inputs(x(m) + 4 * kGroup);
+            const __m256i of_low = pair_products<Bits>(w.low, magnitude.low, inputs);
+            const __m256i of_high = pair_products<Bits>(w.high, magnitude.high, inputs);
+            low[m] = kFirst ? of_low : _mm256_add_epi16(low[m], of_low);
+            high[m] = kFirst ? of_high : _mm256_add_epi16(high[m], of_high);
+            if constexpr (kLast) {
+                sums[m].low = _mm256_add_epi32(sums[m].low, _mm256_madd_epi16(low[m], ones));
+                sums[m].high = _mm256_add_epi32(sums[m].high, _mm256_madd_epi16(high[m], ones));
+                keep_in_order<M>(sums[m].low, sums[m].high);
+            } else {
+                keep_in_order<M>(low[m], high[m]);
+            }
         }
-        start.low = _mm256_add_epi32(start.low, _mm256_madd_epi16(low, ones));
-        start.high = _mm256_add_epi32(start.high, _mm256_madd_epi16(high, ones));
-    }
-    return start;
+    });
 }
 
 #endif
+
+// Groups that are unpacked already
+struct Unpacked {
+    const Bytes64* groups;
+
+    PIO_INLINE_MEMBER void forget() {}
+    template <int Group>
+    PIO_INLINE_MEMBER Bytes64 group() const {
+        return groups[Group];
+    }
+};
+
+// start[r] + sum_{g < Groups, c < 4} w[g][4 r + c] * x[4 g + c]; w of `Bits` bits.
+template <int Bits, int Groups>
+PIO_INLINE I32x16 dot(const Bytes64* w, const int8_t* x, I32x16 start) {
+    dots<Bits, 0, Groups, 1>(Unpacked{w}, [&](int) __attribute__((always_inline)) { return x; }, &start);
+    return start;
+}
 
 // acc[r] + w[2 r] * x[0] + w[2 r + 1] * x[1], w and x of 16 bits
 PIO_INLINE I32x16 dot_pairs(I32x16 acc, Bytes64 w, const int16_t* x) {

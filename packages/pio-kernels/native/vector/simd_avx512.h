@@ -7,6 +7,8 @@ namespace pio::PIO_ISA {
 
 // Rows of activations that one pass over a strip serves
 constexpr int kMaxRows = 8;
+// A tile stays in registers while rows go by.
+constexpr bool kGroupByGroup = false;
 
 // Products take weights without a sign: 8-bit quants as they are stored, with zero at 128.
 constexpr int kEightBitZero = 128;
@@ -91,6 +93,7 @@ PIO_INLINE void store_bf16(uint16_t* y, F32x16 a) {
 }
 
 PIO_INLINE Bytes64 load_bytes(const uint8_t* x) { return _mm512_loadu_si512(x); }
+PIO_INLINE void store_bytes(uint8_t* y, Bytes64 a) { _mm512_storeu_si512(y, a); }
 PIO_INLINE Bytes64 broadcast_byte(int x) { return _mm512_set1_epi8(static_cast<char>(x)); }
 PIO_INLINE Bytes64 bit_and(Bytes64 a, Bytes64 b) { return _mm512_and_si512(a, b); }
 // a | (b & mask)

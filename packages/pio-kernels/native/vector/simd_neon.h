@@ -7,6 +7,8 @@ namespace pio::PIO_ISA {
 
 // Rows of activations that one pass over a strip serves
 constexpr int kMaxRows = 4;
+// A tile stays in registers while rows go by.
+constexpr bool kGroupByGroup = false;
 
 // Both factors of a dot product have a sign here.
 constexpr int kEightBitZero = 0;
@@ -175,6 +177,9 @@ PIO_INLINE void store_bf16(uint16_t* y, F32x16 a) {
 
 PIO_INLINE Bytes64 load_bytes(const uint8_t* x) {
     return each_bytes([&](int q) { return vld1q_u8(x + 16 * q); });
+}
+PIO_INLINE void store_bytes(uint8_t* y, Bytes64 a) {
+    for (int q = 0; q < 4; ++q) vst1q_u8(y + 16 * q, a.quads[q]);
 }
 PIO_INLINE Bytes64 broadcast_byte(int x) {
     return each_bytes([&](int) { return vdupq_n_u8(static_cast<uint8_t>(x)); });

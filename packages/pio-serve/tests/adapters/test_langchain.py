@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 langchain_openai = pytest.importorskip("langchain_openai", reason="LangChain's client, in the group 'test'")
 
 MODEL = "smollm2-135m-instruct"
-FRANCE = "What is the capital of France?"
+FRANCE = "Name the capital of France."
 
 
 @pytest.fixture(autouse=True)

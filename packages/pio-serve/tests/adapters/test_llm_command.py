@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("llm", reason="the command llm, in the group 'test'")
 
 MODEL = "smollm2-135m-instruct"
-FRANCE = "What is the capital of France?"
+FRANCE = "Name the capital of France."
 MODELS = """\
 - model_id: local
   model_name: {model}

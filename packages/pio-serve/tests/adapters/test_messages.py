@@ -11,7 +11,7 @@ from pydantic import BaseModel
 anthropic = pytest.importorskip("anthropic", reason="Anthropic's client, in the group 'test'")
 
 MODEL = "smollm2-135m-instruct"
-FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+FRANCE = [{"role": "user", "content": "Name the capital of France."}]
 GREEDY = {"extra_body": {"temperature": 0}}
 WEATHER = {
     "name": "get_weather",

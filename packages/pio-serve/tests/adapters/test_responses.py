@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 MODEL = "smollm2-135m-instruct"
-FRANCE = "What is the capital of France?"
+FRANCE = "Name the capital of France."
 WEATHER = {
     "type": "function",
     "name": "get_weather",

@@ -101,7 +101,7 @@ def build_cli() -> LazyGroup:
     return LazyGroup(
         "pio",
         help="Run open-weight language models on the machine you have.",
-        epilog='Try: pio run "What is the capital of France?"',
+        epilog='Try: pio run "Name the capital of France."',
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
         params=[
             click.Option(
