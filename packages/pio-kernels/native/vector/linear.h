@@ -90,31 +90,33 @@ PIO_INLINE void find_rows(const T* array, int64_t width, const RowNumbers& rows,
     }
 }
 
-// acc[m] + tile x over block number `block` of M rows, minima left out; one group of inputs after the other.
-template <uint32_t Format, int M, typename AnyTile>
-PIO_INLINE void add_groups(const AnyTile& tile, const QuantBlock* const* inputs, int32_t block, F32x16* acc) {
+// acc[s M + m] + tile s of S x over block number `block` of row m of M, minima left out; one group of inputs after the other.
+template <uint32_t Format, int S, int M, typename AnyTile>
+PIO_INLINE void add_groups(AnyTile* tiles, const QuantBlock* const* inputs, int32_t block, F32x16* acc) {
     using Traits = TileTraits<Format>;
+    const auto input = [&](int i) __attribute__((always_inline)) -> const QuantBlock& { return inputs[i % M][block]; };
     const auto values = [&](int m) __attribute__((always_inline)) { return inputs[m][block].values; };
-    I32x16 products[M];
+    I32x16 products[S * M];
     if constexpr (Traits::kHalves) {
-        I32x16 others[M];
+        I32x16 others[S * M];
 PIO_UNROLL
-        for (int m = 0; m < M; ++m) {
-            products[m] = start_of_half<Format>(inputs[m][block], 0);
-            others[m] = start_of_half<Format>(inputs[m][block], 1);
+        for (int i = 0; i < S * M; ++i) {
+            products[i] = start_of_half<Format>(input(i), 0);
+            others[i] = start_of_half<Format>(input(i), 1);
         }
-        dots<Traits::kBits, 0, 4, M>(tile, values, products);
-        dots<Traits::kBits, 4, 4, M>(tile, values, others);
-        const F32x16 first = tile.scale(), second = tile.second_scale();
+        dots<Traits::kBits, 0, 4, S, M>(tiles, values, products);
+        dots<Traits::kBits, 4, 4, S, M>(tiles, values, others);
 PIO_UNROLL
-        for (int m = 0; m < M; ++m) acc[m] = add_halves(products[m], first, others[m], second, inputs[m][block], acc[m]);
+        for (int i = 0; i < S * M; ++i) {
+            const AnyTile& tile = tiles[i / M];
+            acc[i] = add_halves(products[i], tile.scale(), others[i], tile.second_scale(), input(i), acc[i]);
+        }
     } else {
 PIO_UNROLL
-        for (int m = 0; m < M; ++m) products[m] = start_of<Format>(inputs[m][block]);
-        dots<Traits::kBits, 0, 8, M>(tile, values, products);
-        const F32x16 scale = tile.scale();
+        for (int i = 0; i < S * M; ++i) products[i] = start_of<Format>(input(i));
+        dots<Traits::kBits, 0, 8, S, M>(tiles, values, products);
 PIO_UNROLL
-        for (int m = 0; m < M; ++m) acc[m] = add_product(products[m], scale, inputs[m][block], acc[m]);
+        for (int i = 0; i < S * M; ++i) acc[i] = add_product(products[i], tiles[i / M].scale(), input(i), acc[i]);
     }
 }
 
@@ -129,7 +131,8 @@ PIO_INLINE void add_tiles(const Strip& strip, const RowNumbers& rows, const Quan
     for (int32_t block = 0; block < blocks; ++block, bytes += kBytes, low += kLowBytes) {
         prefetch_ahead<M, kBytes>(bytes, rows);
         if constexpr (kGroupByGroup) {
-            add_groups<Format, M>(PackedTile<Format>(bytes, low), inputs, block, acc);
+            PackedTile<Format> tile(bytes, low);
+            add_groups<Format, 1, M>(&tile, inputs, block, acc);
         } else {
             const Tile tile = unpack<Format>(bytes, low);
 PIO_UNROLL
@@ -142,7 +145,8 @@ PIO_UNROLL
 template <uint32_t Format, int M>
 PIO_INLINE void add_unpacked(const uint8_t* tiles, const QuantBlock* const* inputs, int32_t blocks, F32x16* acc) {
     for (int32_t block = 0; block < blocks; ++block, tiles += kUnpackedBytes) {
-        add_groups<Format, M>(UnpackedTile(tiles), inputs, block, acc);
+        UnpackedTile tile(tiles);
+        add_groups<Format, 1, M>(&tile, inputs, block, acc);
     }
 }
 
@@ -214,6 +218,28 @@ PIO_UNROLL
     } else {
 PIO_UNROLL
         for (int m = 0; m < M; ++m) sums[m] = add_outliers<Format>(strip, x, rows[m], acc[m]);
+    }
+}
+
+// sums[s] = W x[row] for S strips, of which each quarter of a range has one: see `one_row`.
+template <uint32_t Format, int S>
+__attribute__((noinline)) void strips_product(const Strip* strips, const Rows& x, int64_t row, F32x16* sums) {
+    const int32_t blocks = x.stride / 32;
+    const QuantBlock* const inputs = x.blocks + row * blocks;
+    F32x16 acc[S];
+    for (int s = 0; s < S; ++s) acc[s] = zeros();
+    for (int32_t block = 0; block < blocks; ++block) {
+        const int64_t at = static_cast<int64_t>(block) * TileTraits<Format>::kBytes;
+        const int64_t low = static_cast<int64_t>(block) * TileTraits<Format>::kLowBytes;
+        PackedTile<Format> tiles[S];
+PIO_UNROLL
+        for (int s = 0; s < S; ++s) tiles[s] = PackedTile<Format>(strips[s].tiles + at, strips[s].low + low);
+        add_groups<Format, S, 1>(tiles, &inputs, block, acc);
+    }
+PIO_UNROLL
+    for (int s = 0; s < S; ++s) {
+        if constexpr (TileTraits<Format>::kMinima) add_minima<1>(strips[s], x, {nullptr, row, false}, &inputs, acc + s);
+        sums[s] = add_outliers<Format>(strips[s], x, row, acc[s]);
     }
 }
 
@@ -335,32 +361,42 @@ struct Turn {
     const uint8_t* unpacked_up;
 };
 
-// Outputs of one strip for rows [row, row + M) of a task.
+// Number of outputs of a strip
+PIO_INLINE int outputs_of(const Segment& weights, int32_t strip) {
+    const int32_t left = weights.rows - kTileRows * strip;
+    return left < kTileRows ? left : kTileRows;
+}
+
+// The epilogue of one strip for rows [row, row + M) of a task, from the products with its weights and the second factor's.
 template <int M>
-inline void strip_rows(const LinearTask& task, const Turn& turn, int32_t row) {
-    const int32_t strip = turn.strip;
-    const RowNumbers in = {task.in_rows ? task.in_rows + row : nullptr, row, turn.is_first};
-    const RowNumbers out = {task.out_rows ? task.out_rows + row : nullptr, row, turn.is_first};
-    float* const y = task.y + task.weights->out_column + kTileRows * strip;
-    // What is added to has gone by since another strip's turn; the product gives it time to come.
-    if (task.epilogue == kAdd) {
-        for (int m = 0; m < M; ++m) __builtin_prefetch(y + out[m] * task.y_stride, 1);
-    }
-    F32x16 sums[M];
-    strip_product<M>(*task.weights, strip, turn.unpacked, *task.x, in, sums);
-    const int32_t left = task.weights->rows - kTileRows * strip;
-    const int n = left < kTileRows ? left : kTileRows;
+PIO_INLINE void finish_rows(const LinearTask& task, int32_t strip, int32_t row, F32x16* sums, const F32x16* up) {
+    const RowNumbers out = {task.out_rows ? task.out_rows + row : nullptr, row, false};
+    const int n = outputs_of(*task.weights, strip);
     if (task.weights->bias != nullptr) {
         const F32x16 bias = strip_bias(*task.weights, strip, n);
         for (int m = 0; m < M; ++m) sums[m] = add(sums[m], bias);
     }
     if (task.epilogue == kGated) {
-        F32x16 up[M];
-        strip_product<M>(*task.up, strip, turn.unpacked_up, *task.x, in, up);
         const F32x16 up_bias = strip_bias(*task.up, strip, n);
         for (int m = 0; m < M; ++m) sums[m] = multiply(activate(task.activation, sums[m]), add(up[m], up_bias));
     }
-    write_outputs<M>(task, row, sums, y, out, n);
+    write_outputs<M>(task, row, sums, task.y + task.weights->out_column + kTileRows * strip, out, n);
+}
+
+// Outputs of one strip for rows [row, row + M) of a task.
+template <int M>
+inline void strip_rows(const LinearTask& task, const Turn& turn, int32_t row) {
+    const RowNumbers in = {task.in_rows ? task.in_rows + row : nullptr, row, turn.is_first};
+    // What is added to has gone by since another strip's turn; the product gives it time to come.
+    if (task.epilogue == kAdd) {
+        const RowNumbers out = {task.out_rows ? task.out_rows + row : nullptr, row, false};
+        const float* const y = task.y + task.weights->out_column + kTileRows * turn.strip;
+        for (int m = 0; m < M; ++m) __builtin_prefetch(y + out[m] * task.y_stride, 1);
+    }
+    F32x16 sums[M], up[M];
+    strip_product<M>(*task.weights, turn.strip, turn.unpacked, *task.x, in, sums);
+    if (task.epilogue == kGated) strip_product<M>(*task.up, turn.strip, turn.unpacked_up, *task.x, in, up);
+    finish_rows<M>(task, turn.strip, row, sums, up);
 }
 
 // Outputs of one strip for rows [row, end), as many at once as there are.
@@ -386,7 +422,42 @@ inline const uint8_t* unpack_for(int32_t rows, const Segment& weights, int32_t s
     return unpacked ? to : nullptr;
 }
 
+// Products of one row with a matrix, S strips at a time that lie as far from each other as the range allows: several
+// streams come from memory faster than one, where the processor's own prefetching is what limits each.
+template <int S>
+inline void one_row(const LinearTask& task, int32_t first_strip, int32_t last_strip) {
+    const int64_t row = task.in_rows ? task.in_rows[0] : 0;
+    const int32_t tiles = task.x->stride / kTileInputs;
+    const int32_t share = (last_strip - first_strip) / S;
+    const auto product = [&](const Segment& weights, int32_t strip, F32x16* sums) {
+        for_format(weights.format, [&](auto format) {
+            constexpr uint32_t kFormat = decltype(format)::value;
+            if constexpr (TileTraits<kFormat>::kQuantised) {
+                Strip strips[S];
+                for (int s = 0; s < S; ++s) strips[s] = strip_at<kFormat>(weights, strip + s * share, tiles);
+                strips_product<kFormat, S>(strips, *task.x, row, sums);
+            } else {
+                for (int s = 0; s < S; ++s) {
+                    strip_product<1>(weights, strip + s * share, nullptr, *task.x, {nullptr, row, true}, sums + s);
+                }
+            }
+        });
+    };
+    for (int32_t strip = first_strip; strip < first_strip + share; ++strip) {
+        F32x16 sums[S], up[S];
+        product(*task.weights, strip, sums);
+        if (task.epilogue == kGated) product(*task.up, strip, up);
+        for (int s = 0; s < S; ++s) finish_rows<1>(task, strip + s * share, 0, sums + s, up + s);
+    }
+    for (int32_t strip = first_strip + S * share; strip < last_strip; ++strip) {
+        strip_rows<1>(task, {strip, true, nullptr, nullptr}, 0);
+    }
+}
+
 inline void linear(const LinearTask& task, int32_t first_strip, int32_t last_strip) {
+    if constexpr (kGroupByGroup) {
+        if (task.rows == 1) return one_row<4>(task, first_strip, last_strip);
+    }
     const uint32_t format = task.weights->format;
     const int32_t tiles = task.x->stride / kTileInputs;
     const int64_t input_bytes = format < kTileBF16 ? sizeof(QuantBlock) : kTileInputs * (format == kTileBF16 ? 2 : 4);

@@ -53,23 +53,13 @@ PIO_INLINE void each_constant(const Function& f) {
 #error "no vector instruction set: use the scalar kernels"
 #endif
 
-#if !defined(__AVX2__) || defined(__AVX512F__)
 namespace pio::PIO_ISA {
 
-// sums[m][r] += sum_{g < Groups, c < 4} w[4 r + c] * x(m)[4 g + c] for w = tile.group<g>(), g from `First` on, of `Bits`
-// bits; x(m) are the 32 inputs of row m.
-template <int Bits, int First, int Groups, int M, typename Tile, typename Inputs>
-PIO_INLINE void dots(const Tile& tile, const Inputs& x, I32x16* sums) {
-    Bytes64 groups[Groups];
-    each_constant<First, Groups>([&](auto group) __attribute__((always_inline)) {
-        constexpr int kGroup = decltype(group)::value;
-        groups[kGroup - First] = tile.template group<kGroup>();
-    });
-PIO_UNROLL
-    for (int m = 0; m < M; ++m) sums[m] = dot<Bits, Groups>(groups, x(m) + 4 * First, sums[m]);
-}
+// sums[s M + m][r] += sum_{g < Groups, c < 4} w[4 r + c] * x(m)[4 g + c] for w = tiles[s].group<g>(), g from `First` on, of
+// `Bits` bits, for S tiles and M rows; x(m) are the 32 inputs of row m, |x| <= 127. Defined where kGroupByGroup is set.
+template <int Bits, int First, int Groups, int S, int M, typename Tile, typename Inputs>
+PIO_INLINE void dots(Tile* tiles, const Inputs& x, I32x16* sums);
 
 }  // namespace pio::PIO_ISA
-#endif
 
 #include "functions.h"

@@ -125,6 +125,9 @@ PIO_INLINE void store_sums(int32_t* sums, I32x16 a, I32x16 b) {
 }
 template <int Bits>
 PIO_INLINE I32x16 shift_right(I32x16 a) { return {_mm256_srai_epi32(a.low, Bits), _mm256_srai_epi32(a.high, Bits)}; }
+template <int Bits>
+PIO_INLINE I32x16 shift_left(I32x16 a) { return {_mm256_slli_epi32(a.low, Bits), _mm256_slli_epi32(a.high, Bits)}; }
+PIO_INLINE I32x16 add(I32x16 a, I32x16 b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
 PIO_INLINE F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
 // To the nearest, ties to even; |a| < 2^31
 PIO_INLINE I32x16 to_int(F32x16 a) { return {_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high)}; }
@@ -209,31 +212,34 @@ PIO_INLINE __m256i four_inputs(const int8_t* x) {
     return _mm256_set1_epi32(four);
 }
 
-// The groups of a tile's inputs are multiplied one after the other, each with the inputs of all rows: what a register holds
+// The groups of a tile's inputs are multiplied one after the other, each with the inputs of all rows: what registers hold
 // then are the sums of all rows and one group's quants. The compiler would rather unpack the whole tile first, for which
 // there are no registers, and write it to memory and read it again for each row, which takes a quarter more time. So it is
 // told that the sums of one group are changed by what it cannot see, and so are the addresses of the next.
-template <int M>
+template <int Sums>
 PIO_INLINE void keep_in_order(__m256i& low, __m256i& high) {
-    if constexpr (M > 1) asm volatile("" : "+x"(low), "+x"(high));
+    if constexpr (Sums > 1) asm volatile("" : "+x"(low), "+x"(high));
 }
 
 #if defined(__AVXVNNI__)
 
-// sums[m][r] += sum_{g < Groups, c < 4} w[4 r + c] * x(m)[4 g + c] for w = tile.group<g>(), g from `First` on, of `Bits`
-// bits; x(m) are the 32 inputs of row m.
-template <int Bits, int First, int Groups, int M, typename Tile, typename Inputs>
-PIO_INLINE void dots(Tile tile, const Inputs& x, I32x16* sums) {
+// See simd.h.
+template <int Bits, int First, int Groups, int S, int M, typename Tile, typename Inputs>
+PIO_INLINE void dots(Tile* tiles, const Inputs& x, I32x16* sums) {
     each_constant<First, Groups>([&](auto group) __attribute__((always_inline)) {
         constexpr int kGroup = decltype(group)::value;
-        if constexpr (M > 1) tile.forget();
-        const Bytes64 w = tile.template group<kGroup>();
 PIO_UNROLL
-        for (int m = 0; m < M; ++m) {
-            const __m256i inputs = four_inputs(x(m) + 4 * kGroup);
-            sums[m].low = _mm256_dpbusd_avx_epi32(sums[m].low, w.low, inputs);
-            sums[m].high = _mm256_dpbusd_avx_epi32(sums[m].high, w.high, inputs);
-            keep_in_order<M>(sums[m].low, sums[m].high);
+        for (int s = 0; s < S; ++s) {
+            if constexpr (S * M > 1) tiles[s].forget();
+            const Bytes64 w = tiles[s].template group<kGroup>();
+PIO_UNROLL
+            for (int m = 0; m < M; ++m) {
+                const __m256i inputs = four_inputs(x(m) + 4 * kGroup);
+                I32x16& sum = sums[s * M + m];
+                sum.low = _mm256_dpbusd_avx_epi32(sum.low, w.low, inputs);
+                sum.high = _mm256_dpbusd_avx_epi32(sum.high, w.high, inputs);
+                keep_in_order<S * M>(sum.low, sum.high);
+            }
         }
     });
 }
@@ -243,42 +249,44 @@ PIO_UNROLL
 // w[0] x[0] + w[1] x[1] of each pair of neighbouring bytes, as 16 bits. Quants of 8 bits have a sign; it goes over to the
 // inputs, since one of the factors may have none: |w| x sign(w).
 template <int Bits>
-PIO_INLINE __m256i pair_products(__m256i w, __m256i magnitude, __m256i x) {
-    if constexpr (Bits == 8) return _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, w));
+PIO_INLINE __m256i pair_products(__m256i w, __m256i x) {
+    if constexpr (Bits == 8) return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
     return _mm256_maddubs_epi16(w, x);
 }
 
-// sums[m][r] += sum_{g < Groups, c < 4} w[4 r + c] * x(m)[4 g + c] for w = tile.group<g>(), g from `First` on, of `Bits`
-// bits; x(m) are the 32 inputs of row m, |x| <= 127.
-//
-// Sums of 16 bits hold as many groups as cannot overflow them: 2 * 127 * 15 * 8 = 30480 for 4 bits, 2 * 127 * 31 * 4 =
+// See simd.h. Sums of 16 bits hold as many groups as cannot overflow them: 2 * 127 * 15 * 8 = 30480 for 4 bits, 2 * 127 * 31 * 4 =
 // 31496 for 5, 2 * 127 * 63 * 2 = 32004 for 6 and 2 * 127 * 128 = 32512 for 8.
-template <int Bits, int First, int Groups, int M, typename Tile, typename Inputs>
-PIO_INLINE void dots(Tile tile, const Inputs& x, I32x16* sums) {
+template <int Bits, int First, int Groups, int S, int M, typename Tile, typename Inputs>
+PIO_INLINE void dots(Tile* tiles, const Inputs& x, I32x16* sums) {
     constexpr int kFitting = Bits == 4 ? 8 : Bits == 5 ? 4 : Bits == 6 ? 2 : 1;
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256i low[M], high[M];
+    I32x16 fitting[S * M];
     each_constant<0, Groups>([&](auto number) __attribute__((always_inline)) {
         constexpr int kNumber = decltype(number)::value;
         // Groups g and g + 4 of a whole tile share bytes.
         constexpr int kGroup = Groups == 8 ? kNumber / 2 + 4 * (kNumber % 2) : First + kNumber;
         constexpr bool kFirst = kNumber % kFitting == 0, kLast = (kNumber + 1) % kFitting == 0 || kNumber + 1 == Groups;
-        if constexpr (M > 1) tile.forget();
-        const Bytes64 w = tile.template group<kGroup>();
-        const Bytes64 magnitude = {_mm256_abs_epi8(w.low), _mm256_abs_epi8(w.high)};
 PIO_UNROLL
-        for (int m = 0; m < M; ++m) {
-            const __m256i inputs = four_inputs(x(m) + 4 * kGroup);
-            const __m256i of_low = pair_products<Bits>(w.low, magnitude.low, inputs);
-            const __m256i of_high = pair_products<Bits>(w.high, magnitude.high, inputs);
-            low[m] = kFirst ? of_low : _mm256_add_epi16(low[m], of_low);
-            high[m] = kFirst ? of_high : _mm256_add_epi16(high[m], of_high);
-            if constexpr (kLast) {
-                sums[m].low = _mm256_add_epi32(sums[m].low, _mm256_madd_epi16(low[m], ones));
-                sums[m].high = _mm256_add_epi32(sums[m].high, _mm256_madd_epi16(high[m], ones));
-                keep_in_order<M>(sums[m].low, sums[m].high);
-            } else {
-                keep_in_order<M>(low[m], high[m]);
+        for (int s = 0; s < S; ++s) {
+            if constexpr (S * M > 1) tiles[s].forget();
+            const Bytes64 w = tiles[s].template group<kGroup>();
+PIO_UNROLL
+            for (int m = 0; m < M; ++m) {
+                const __m256i inputs = four_inputs(x(m) + 4 * kGroup);
+                const __m256i of_low = pair_products<Bits>(w.low, inputs);
+                const __m256i of_high = pair_products<Bits>(w.high, inputs);
+                I32x16& sum = sums[s * M + m];
+                __m256i& low = fitting[s * M + m].low;
+                __m256i& high = fitting[s * M + m].high;
+                low = kFirst ? of_low : _mm256_add_epi16(low, of_low);
+                high = kFirst ? of_high : _mm256_add_epi16(high, of_high);
+                if constexpr (kLast) {
+                    sum.low = _mm256_add_epi32(sum.low, _mm256_madd_epi16(low, ones));
+                    sum.high = _mm256_add_epi32(sum.high, _mm256_madd_epi16(high, ones));
+                    keep_in_order<S * M>(sum.low, sum.high);
+                } else {
+                    keep_in_order<S * M>(low, high);
+                }
             }
         }
     });
@@ -300,7 +308,8 @@ struct Unpacked {
 // start[r] + sum_{g < Groups, c < 4} w[g][4 r + c] * x[4 g + c]; w of `Bits` bits.
 template <int Bits, int Groups>
 PIO_INLINE I32x16 dot(const Bytes64* w, const int8_t* x, I32x16 start) {
-    dots<Bits, 0, Groups, 1>(Unpacked{w}, [&](int) __attribute__((always_inline)) { return x; }, &start);
+    Unpacked tile{w};
+    dots<Bits, 0, Groups, 1, 1>(&tile, [&](int) __attribute__((always_inline)) { return x; }, &start);
     return start;
 }
 

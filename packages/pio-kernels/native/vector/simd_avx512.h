@@ -71,6 +71,9 @@ PIO_INLINE void store_sums(int32_t* sums, I32x16 a, I32x16 b) {
 }
 template <int Bits>
 PIO_INLINE I32x16 shift_right(I32x16 a) { return _mm512_srai_epi32(a, Bits); }
+template <int Bits>
+PIO_INLINE I32x16 shift_left(I32x16 a) { return _mm512_slli_epi32(a, Bits); }
+PIO_INLINE I32x16 add(I32x16 a, I32x16 b) { return _mm512_add_epi32(a, b); }
 PIO_INLINE F32x16 to_float(I32x16 a) { return _mm512_cvtepi32_ps(a); }
 // rounds to nearest, ties to even; |a| < 2^31
 PIO_INLINE I32x16 to_int(F32x16 a) { return _mm512_cvtps_epi32(a); }

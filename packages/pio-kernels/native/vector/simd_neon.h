@@ -143,6 +143,13 @@ PIO_INLINE void store_sums(int32_t* sums, I32x16 a, I32x16 b) {
     sums[1] = sum(b);
 }
 template <int Bits>
+PIO_INLINE I32x16 shift_left(I32x16 a) {
+    return each_int([&](int q) { return vshlq_n_s32(a.quads[q], Bits); });
+}
+PIO_INLINE I32x16 add(I32x16 a, I32x16 b) {
+    return each_int([&](int q) { return vaddq_s32(a.quads[q], b.quads[q]); });
+}
+template <int Bits>
 PIO_INLINE I32x16 shift_right(I32x16 a) {
     return each_int([&](int q) { return vshlq_s32(a.quads[q], vdupq_n_s32(-Bits)); });
 }

@@ -135,6 +135,7 @@ PIO_UNROLL
 template <uint32_t Format>
 class PackedTile {
    public:
+    PackedTile() = default;
     PIO_INLINE_MEMBER PackedTile(const uint8_t* tile, const uint8_t* low) : tile_(tile) {
         if constexpr (Format == kTileQ8Split) unpack_split<true>(tile, low, split_);
     }
