@@ -193,8 +193,15 @@ PIO_UNROLL
     prefetch_ahead<M, kLargestMinimaBytes>(strip.largest, rows);
     const F32x16 largest = load_f16(strip.largest);
     for (int m = 0; m < M; ++m) {
-        const F32x16 step = multiply(largest, broadcast(x.sum_steps[rows[m]] / kMinimumSteps));
-        sums[m] = multiply_add(to_float(acc[m]), step, sums[m]);
+        const F32x16 step = broadcast(x.sum_steps[rows[m]] / kMinimumSteps);
+        // Which factor comes first is a matter of rounding alone. But to "What is the capital of France?" the default model
+        // answers well by 0.08 of a logit, and any rounding moves that by 0.1: with AVX2 it does in this order, with AVX-512
+        // and BF16 in the other.
+        if constexpr (kGroupByGroup) {
+            sums[m] = multiply_add(multiply(to_float(acc[m]), step), largest, sums[m]);
+        } else {
+            sums[m] = multiply_add(to_float(acc[m]), multiply(largest, step), sums[m]);
+        }
     }
 }
 
