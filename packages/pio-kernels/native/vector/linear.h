@@ -5,6 +5,10 @@
 // blocks of rows take their turns, so that a strip stays in the first-level cache while its block of rows goes by, and the
 // block of rows in the second-level cache from one strip to the next.
 //
+// Where registers do not hold a tile (kGroupByGroup), a tile's groups of four inputs are unpacked one after the other, each
+// multiplied with all M rows; many rows have a strip unpacked into memory once (`unpack_strip`), and a single row takes
+// several strips at a time (`one_row`).
+//
 // Sums over the 32 (or 16) inputs of a block of quants are exact integers. Blocks add to a float32 accumulator in order
 // of inputs, as the scalar version has it; they differ in fused products, and in the order of the 32 inputs of bfloat16
 // tiles (see dot_bf16). With T terms in a sum, both are within T 2^-24 sum |terms| of the exact sum, to first order.
