@@ -320,21 +320,47 @@ PIO_INLINE void for_format(uint32_t format, const Function& f) {
     }
 }
 
-// The same; `unpacked` is the strip unpacked, or null.
-template <int M>
-void strip_product(const Segment& weights, int32_t strip, const uint8_t* unpacked, const Rows& x, const RowNumbers& rows,
-                   F32x16* sums) {
+// The products with strips of one format: with 1, 2, 4 and 8 rows, as far as kMaxRows.
+using StripProduct = void (*)(const Strip& strip, const Rows& x, const RowNumbers& rows, F32x16* sums);
+constexpr int kRowCounts = 4;
+
+template <uint32_t Format, bool Unpacked, int M>
+constexpr StripProduct product_with() {
+    if constexpr (M > kMaxRows) return nullptr;
+    else return strip_product<Format, M, Unpacked && M == kMaxRows>;
+}
+
+// With `Unpacked`, the greatest number of rows reads what unpack_strip made.
+template <uint32_t Format, bool Unpacked>
+constexpr StripProduct kProducts[kRowCounts] = {
+    product_with<Format, Unpacked, 1>(), product_with<Format, Unpacked, 2>(), product_with<Format, Unpacked, 4>(),
+    product_with<Format, Unpacked, 8>()};
+
+// One strip of a matrix, and how it is multiplied.
+struct Factor {
+    Strip strip;
+    const StripProduct* products;
+
+    template <int M>
+    void sums(const Rows& x, const RowNumbers& rows, F32x16* sums) const {
+        products[__builtin_ctz(M)](strip, x, rows, sums);
+    }
+};
+
+// The factor for `rows` rows; it unpacks the strip into `memory`, if there is any, where that pays.
+inline Factor factor_of(const Segment& weights, int32_t strip, int32_t tiles, int32_t rows, uint8_t* memory) {
+    Factor factor;
     for_format(weights.format, [&](auto format) {
         constexpr uint32_t kFormat = decltype(format)::value;
-        Strip parts = strip_at<kFormat>(weights, strip, x.stride / kTileInputs);
-        if constexpr (M == kMaxRows && rows_to_unpack_for(kFormat) < INT32_MAX) {
-            if (unpacked != nullptr) {
-                parts.unpacked = unpacked;
-                return strip_product<kFormat, M, true>(parts, x, rows, sums);
-            }
+        factor = {strip_at<kFormat>(weights, strip, tiles), kProducts<kFormat, false>};
+        if constexpr (rows_to_unpack_for(kFormat) < INT32_MAX) {
+            if (memory == nullptr || rows < rows_to_unpack_for(kFormat)) return;
+            unpack_strip<kFormat>(factor.strip, tiles, memory);
+            factor.strip.unpacked = memory;
+            factor.products = kProducts<kFormat, true>;
         }
-        strip_product<kFormat, M>(parts, x, rows, sums);
     });
+    return factor;
 }
 
 // --- Epilogues -------------------------------------------------------------------------------------------------------
@@ -367,9 +393,9 @@ PIO_INLINE void write_outputs(const LinearTask& task, int32_t row, const F32x16*
 // A strip's turn with a block of rows.
 struct Turn {
     int32_t strip;
-    bool is_first;            // whether no rows before had it
-    const uint8_t* unpacked;  // the strip, and that of the second factor, or null
-    const uint8_t* unpacked_up;
+    bool is_first;  // whether no rows before had it
+    Factor weights;
+    Factor up;  // of kGated
 };
 
 // Number of outputs of a strip
@@ -405,8 +431,8 @@ inline void strip_rows(const LinearTask& task, const Turn& turn, int32_t row) {
         for (int m = 0; m < M; ++m) __builtin_prefetch(y + out[m] * task.y_stride, 1);
     }
     F32x16 sums[M], up[M];
-    strip_product<M>(*task.weights, turn.strip, turn.unpacked, *task.x, in, sums);
-    if (task.epilogue == kGated) strip_product<M>(*task.up, turn.strip, turn.unpacked_up, *task.x, in, up);
+    turn.weights.sums<M>(*task.x, in, sums);
+    if (task.epilogue == kGated) turn.up.sums<M>(*task.x, in, up);
     finish_rows<M>(task, turn.strip, row, sums, up);
 }
 
@@ -419,18 +445,13 @@ inline void strip_block(const LinearTask& task, Turn turn, int32_t row, int32_t 
     }
 }
 
-// Unpacks a strip to `to` if that pays for so many rows; returns `to` then, else null.
-inline const uint8_t* unpack_for(int32_t rows, const Segment& weights, int32_t strip, int32_t tiles, uint8_t* to) {
-    bool unpacked = false;
-    for_format(weights.format, [&](auto format) {
-        constexpr uint32_t kFormat = decltype(format)::value;
-        if constexpr (rows_to_unpack_for(kFormat) < INT32_MAX) {
-            if (rows < rows_to_unpack_for(kFormat)) return;
-            unpack_strip<kFormat>(strip_at<kFormat>(weights, strip, tiles), tiles, to);
-            unpacked = true;
-        }
-    });
-    return unpacked ? to : nullptr;
+// The turn of one strip with `rows` rows; `memory` is for unpacked tiles, or null.
+inline Turn turn_of(const LinearTask& task, int32_t strip, int32_t rows, uint8_t* memory) {
+    const int32_t tiles = task.x->stride / kTileInputs;
+    Turn turn{strip, true, factor_of(*task.weights, strip, tiles, rows, memory), {}};
+    if (memory != nullptr) memory += tiles * kUnpackedBytes;
+    if (task.epilogue == kGated) turn.up = factor_of(*task.up, strip, tiles, rows, memory);
+    return turn;
 }
 
 // Products of one row with a matrix, S strips at a time that lie as far from each other as the range allows: several
@@ -449,7 +470,8 @@ inline void one_row(const LinearTask& task, int32_t first_strip, int32_t last_st
                 strips_product<kFormat, S>(strips, *task.x, row, sums);
             } else {
                 for (int s = 0; s < S; ++s) {
-                    strip_product<1>(weights, strip + s * share, nullptr, *task.x, {nullptr, row, true}, sums + s);
+                    const Strip part = strip_at<kFormat>(weights, strip + s * share, tiles);
+                    strip_product<kFormat, 1>(part, *task.x, {nullptr, row, true}, sums + s);
                 }
             }
         });
@@ -461,7 +483,7 @@ inline void one_row(const LinearTask& task, int32_t first_strip, int32_t last_st
         for (int s = 0; s < S; ++s) finish_rows<1>(task, strip + s * share, 0, sums + s, up + s);
     }
     for (int32_t strip = first_strip + S * share; strip < last_strip; ++strip) {
-        strip_rows<1>(task, {strip, true, nullptr, nullptr}, 0);
+        strip_rows<1>(task, turn_of(task, strip, 1, nullptr), 0);
     }
 }
 
@@ -479,12 +501,7 @@ inline void linear(const LinearTask& task, int32_t first_strip, int32_t last_str
     for (int32_t begin = 0; begin < task.rows; begin += size) {
         const int32_t end = task.rows - begin < size ? task.rows : begin + size;
         for (int32_t strip = first_strip; strip < last_strip; ++strip) {
-            Turn turn{strip, true, nullptr, nullptr};
-            if (fits) {
-                turn.unpacked = unpack_for(end - begin, *task.weights, strip, tiles, memory);
-                if (task.up) turn.unpacked_up = unpack_for(end - begin, *task.up, strip, tiles, memory + tiles * kUnpackedBytes);
-            }
-            strip_block<kMaxRows>(task, turn, begin, end);
+            strip_block<kMaxRows>(task, turn_of(task, strip, end - begin, fits ? memory : nullptr), begin, end);
         }
     }
 }
