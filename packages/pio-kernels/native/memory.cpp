@@ -11,8 +11,6 @@
 
 namespace {
 
-constexpr int64_t kHugePage = 2 << 20;
-
 // Mixes a word into a state: a product with an odd number lets each bit change all above it, the shift brings them down.
 // Both can be undone, so different words never lead from one state to the same.
 uint64_t mix(uint64_t state, uint64_t word) {
@@ -44,6 +42,8 @@ void memory_free(void* memory, int64_t) {
 }
 
 #else
+
+static constexpr int64_t kHugePage = 2 << 20;
 
 // Bytes that are mapped for `bytes`: whole huge pages from two on.
 static int64_t mapped_bytes(int64_t bytes) {
