@@ -12,391 +12,23 @@
 //
 // A few queries (decode) read keys and values straight from the pages, each once, and ask for those of the next tile
 // ahead of time: memory bounds them. Many queries (prefill) have the tile converted first, into memory that the first
-// cache level holds: to float32, or where the processor multiplies them (AVX-512 BF16) to pairs of bfloat16,
+// cache level holds: to what the processor multiplies fastest, which rounds queries, keys, values and weights.
 //
-//   keys [4 blocks][D / 2][16][2], values [32][W][2]
+//   attention_float.h   float32
+//   attention_bf16.h    pairs of bfloat16, with AVX-512 BF16
+//   attention_int16.h   pairs of int16, with AVX2
 //
-// each of which a product takes two at a time. That rounds queries, keys and weights to 8 bits of mantissa; sums stay
-// float32. A score is then within 2^-8 sum_d |q_d k_d| of the exact one, and mostly within a tenth of that. A float32
-// cache is read as it is, by few queries and by many: its products are float32.
+// A float32 cache is read as it is, by few queries and by many: its products are float32.
 #pragma once
 
-#include "attention_simd.h"
+#include "attention_float.h"
+#if defined(__AVX512BF16__)
+#include "attention_bf16.h"
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+#include "attention_int16.h"
+#endif
 
 namespace pio::PIO_ISA::attention {
-
-constexpr float kLog2E = 1.442695041f;
-constexpr float kNoScore = -1e30f;      // below any score: 2^(kNoScore - m) vanishes
-constexpr float kHidden = -3e38f;       // the score of a key that a query does not see
-constexpr int32_t kDirectQueries = 8;   // that read the pages themselves
-constexpr int32_t kTileBlocks = kTileKeys / kKeyBlock;
-constexpr int32_t kBlockVectors = kKeyBlock / kLanes;
-constexpr int32_t kTileVectors = kTileKeys / kLanes;
-
-// Vectors of keys, and of a value, that are summed at once: together with 6 queries they fill the registers.
-#if defined(__AVX512F__)
-constexpr int32_t kScoreBlocks = 4;
-constexpr int32_t kValueVectors = 4;
-#elif defined(__AVX2__)
-constexpr int32_t kScoreBlocks = 1;
-constexpr int32_t kValueVectors = 2;
-#else
-constexpr int32_t kScoreBlocks = 1;
-constexpr int32_t kValueVectors = 4;
-#endif
-
-// Into the second cache level: the tile at hand fills the first.
-PIO_INLINE void prefetch(const uint8_t* address) { __builtin_prefetch(address, 0, 2); }
-
-constexpr int32_t bytes_of(uint32_t format) { return format == kKVF32 ? 4 : format == kKVI8 ? 1 : 2; }
-
-// Up to 64 keys and values from position `first` on.
-struct Tile {
-    int32_t first;
-    int32_t keys;
-    const uint8_t* block_keys[kTileBlocks];
-    const uint8_t* block_values[kTileBlocks];
-    const float* block_scales[kTileBlocks];  // of keys; those of values follow a page's
-};
-
-// An item and its scratch. Arrays begin at multiples of 64 bytes.
-struct Work {
-    const AttentionTask& task;
-    const AttentionItem& item;
-    const AttentionItem* following;  // what this thread probably attends for next, or null
-    const AttentionOp& op;
-    PageLayout layout;
-    int32_t width;    // W, of a row of `query` and `values`
-    int32_t queries;  // M
-    float* query;           // (M, W) float32, or bfloat16
-    float* values;          // (M, W) sum of weights times values
-    float* weights;         // (M, kLanes) sums of weights, to be summed
-    float* largest;         // (M,) largest score
-    int32_t* positions;     // (M,)
-    float* scores;          // (6, 64) of one group of queries, then their weights
-    uint16_t* short_weights;  // (6, 64) in bfloat16
-    uint8_t* tile_keys;
-    uint8_t* tile_values;
-    float* key_scales;    // (64,)
-    float* value_scales;  // (64,)
-};
-
-template <class Number>
-Number* take(uint8_t*& scratch, int64_t bytes) {
-    auto* array = reinterpret_cast<Number*>(scratch);
-    scratch += (bytes + 63) / 64 * 64;
-    return array;
-}
-
-Work work_of(const AttentionTask& task, const AttentionItem& item, const AttentionItem* following, uint8_t* scratch) {
-    const AttentionOp& op = *task.op;
-    const PageLayout layout = page_layout(op.cache->format, op.cache->page_size, op.head_size);
-    const int32_t width = layout.value_width;
-    const int32_t queries = (item.row_end - item.row_begin) * group_size(op);
-    const int64_t row = static_cast<int64_t>(width) * 4;
-    constexpr int64_t kScores = kMaxTileQueries * kTileKeys * 4;
-    scratch += -reinterpret_cast<uintptr_t>(scratch) & 63;
-    return {task,
-            item,
-            following,
-            op,
-            layout,
-            width,
-            queries,
-            take<float>(scratch, queries * row),
-            take<float>(scratch, queries * row),
-            take<float>(scratch, queries * static_cast<int64_t>(sizeof(Floats))),
-            take<float>(scratch, queries * 4),
-            take<int32_t>(scratch, queries * 4),
-            take<float>(scratch, kScores),
-            take<uint16_t>(scratch, kScores / 2),
-            take<uint8_t>(scratch, kTileKeys * row),
-            take<uint8_t>(scratch, kTileKeys * row),
-            take<float>(scratch, kTileKeys * 4),
-            take<float>(scratch, kTileKeys * 4)};
-}
-
-// The tile of an item's keys from position `first` on.
-Tile tile_at(const Work& work, const AttentionItem& item, int32_t first) {
-    const LayerCache& cache = *work.op.cache;
-    const GroupTables& tables = work.task.batch->groups[cache.group];
-    const int32_t* pages = tables.block_tables + item.sequence * tables.stride;
-    const PageLayout& layout = work.layout;
-    const int32_t left = item.key_end - first;
-    Tile tile;
-    tile.first = first;
-    tile.keys = left < kTileKeys ? left : kTileKeys;
-    for (int32_t b = 0; b < kTileBlocks; b++) {
-        // Blocks past the end are the last one again: nobody looks at their scores.
-        const int32_t position = first + (b * kKeyBlock < tile.keys ? b : (tile.keys - 1) / kKeyBlock) * kKeyBlock;
-        const int32_t offset = position % cache.page_size;
-        const uint8_t* head = cache.pages + pages[position / cache.page_size] * cache.page_bytes +
-                              item.kv_head * layout.head_bytes;
-        tile.block_keys[b] = head + static_cast<int64_t>(offset) * work.op.head_size * layout.element_bytes;
-        tile.block_values[b] =
-            head + layout.values + static_cast<int64_t>(offset) * layout.value_width * layout.element_bytes;
-        tile.block_scales[b] = reinterpret_cast<const float*>(head + layout.scales) + offset;
-    }
-    return tile;
-}
-
-// Scales of int8 keys and values lie in several pages; here they come together, zero where there is no key.
-void copy_scales(const Work& work, const Tile& tile) {
-    for (int32_t t = 0; t < kTileKeys; t++) {
-        const float* scales = tile.block_scales[t / kKeyBlock] + t % kKeyBlock;
-        work.key_scales[t] = t < tile.keys ? scales[0] : 0.0f;
-        work.value_scales[t] = t < tile.keys ? scales[work.op.cache->page_size] : 0.0f;
-    }
-}
-
-// --- Products with float32 sums, from numbers of any format ---
-
-template <uint32_t format>
-struct FloatProducts {
-    static constexpr int32_t kBytes = bytes_of(format);
-    static constexpr bool kShortWeights = false;
-
-    static void set_query(const Work& work, int32_t query, const float* x, float factor) {
-        for (int32_t d = 0; d < work.op.head_size; d++) work.query[query * work.width + d] = factor * x[d];
-    }
-
-    // Scores of M queries and the keys of B blocks, and a prefetch of the same blocks of the next tile.
-    template <int32_t M, int32_t B>
-    PIO_INLINE void block_scores(const Work& work, const Tile& tile, const Tile& next, int32_t query, int32_t block) {
-        Floats sums[M][B * kBlockVectors];
-        for (int32_t m = 0; m < M; m++) {
-            for (int32_t v = 0; v < B * kBlockVectors; v++) sums[m][v] = splat(0.0f);
-        }
-        const float* x = work.query + query * work.width;
-        const int64_t pair_bytes = 2 * kKeyBlock * kBytes;
-        for (int32_t pair = 0; pair < work.op.head_size / 2; pair++, x += 2) {
-            for (int32_t b = 0; b < B; b++) prefetch(next.block_keys[block + b] + pair * pair_bytes);
-#pragma GCC unroll 2
-            for (int32_t d = 0; d < 2; d++) {
-                Floats keys[B * kBlockVectors];
-                for (int32_t v = 0; v < B * kBlockVectors; v++) {
-                    const uint8_t* column = tile.block_keys[block + v / kBlockVectors] + pair * pair_bytes;
-                    keys[v] = widen<format>(column + (d * kKeyBlock + v % kBlockVectors * kLanes) * kBytes);
-                }
-                for (int32_t m = 0; m < M; m++) {
-                    const Floats number = splat(x[m * work.width + d]);
-                    for (int32_t v = 0; v < B * kBlockVectors; v++) sums[m][v] = fma(keys[v], number, sums[m][v]);
-                }
-            }
-        }
-        for (int32_t m = 0; m < M; m++) {
-            for (int32_t v = 0; v < B * kBlockVectors; v++) {
-                store(work.scores + m * kTileKeys + block * kKeyBlock + v * kLanes, sums[m][v]);
-            }
-        }
-    }
-
-    template <int32_t M>
-    static void scores(const Work& work, const Tile& tile, const Tile& next, int32_t query, int32_t keys) {
-        const int32_t blocks = (keys + kKeyBlock - 1) / kKeyBlock;
-        int32_t block = 0;
-        for (; block + kScoreBlocks <= blocks; block += kScoreBlocks) {
-            block_scores<M, kScoreBlocks>(work, tile, next, query, block);
-        }
-        for (; block < blocks; block++) block_scores<M, 1>(work, tile, next, query, block);
-    }
-
-    // Adds the first `keys` values of the tile to the sums of M queries, in C vectors of columns from `column` on.
-    template <int32_t M, int32_t C>
-    PIO_INLINE void gather_columns(const Work& work, const Tile& tile, const Tile& next, int32_t query, int32_t keys,
-                                   const float* factors, int32_t column) {
-        float* values = work.values + query * work.width + column;
-        Floats sums[M][C];
-        for (int32_t m = 0; m < M; m++) {
-            for (int32_t c = 0; c < C; c++) {
-                sums[m][c] = mul(load(values + m * work.width + c * kLanes), splat(factors[m]));
-            }
-        }
-        const int64_t row_bytes = work.width * static_cast<int64_t>(kBytes);
-        for (int32_t t = 0; t < keys; t++) {
-            const int64_t offset = (t % kKeyBlock) * row_bytes + column * kBytes;
-            const uint8_t* row = tile.block_values[t / kKeyBlock] + offset;
-            for (int32_t line = 0; line < C * kLanes * kBytes; line += 64) {
-                prefetch(next.block_values[t / kKeyBlock] + offset + line);
-            }
-            Floats numbers[C];
-            for (int32_t c = 0; c < C; c++) numbers[c] = widen<format>(row + c * kLanes * kBytes);
-            for (int32_t m = 0; m < M; m++) {
-                const Floats weight = splat(work.scores[m * kTileKeys + t]);
-                for (int32_t c = 0; c < C; c++) sums[m][c] = fma(numbers[c], weight, sums[m][c]);
-            }
-        }
-        for (int32_t m = 0; m < M; m++) {
-            for (int32_t c = 0; c < C; c++) store(values + m * work.width + c * kLanes, sums[m][c]);
-        }
-    }
-
-    template <int32_t M>
-    static void gather(const Work& work, const Tile& tile, const Tile& next, int32_t query, int32_t keys,
-                       const float* factors) {
-        int32_t column = 0;
-        for (; column + kValueVectors * kLanes <= work.width; column += kValueVectors * kLanes) {
-            gather_columns<M, kValueVectors>(work, tile, next, query, keys, factors, column);
-        }
-        for (; column < work.width; column += kLanes) {
-            gather_columns<M, 1>(work, tile, next, query, keys, factors, column);
-        }
-    }
-};
-
-// Converts a tile to float32: [4 blocks][D][16] keys, [64][W] values.
-template <uint32_t format>
-void stage_floats(const Work& work, Tile& tile) {
-    constexpr int32_t kBytes = bytes_of(format);
-    auto* keys = reinterpret_cast<float*>(work.tile_keys);
-    auto* values = reinterpret_cast<float*>(work.tile_values);
-    const int32_t block_keys = work.op.head_size * kKeyBlock;
-    const int32_t block_values = work.width * kKeyBlock;
-    for (int32_t b = 0; b * kKeyBlock < tile.keys; b++) {
-        for (int32_t i = 0; i < block_keys; i += kLanes) {
-            store(keys + b * block_keys + i, widen<format>(tile.block_keys[b] + i * kBytes));
-        }
-        for (int32_t i = 0; i < block_values; i += kLanes) {
-            store(values + b * block_values + i, widen<format>(tile.block_values[b] + i * kBytes));
-        }
-    }
-    for (int32_t b = 0; b < kTileBlocks; b++) {
-        tile.block_keys[b] = reinterpret_cast<const uint8_t*>(keys + b * block_keys);
-        tile.block_values[b] = reinterpret_cast<const uint8_t*>(values + b * block_values);
-    }
-}
-
-// --- Products of bfloat16 pairs ---
-
-#if defined(__AVX512BF16__)
-
-// (a_0, b_0, a_1, b_1, ...) as bfloat16
-PIO_INLINE __m512i pairs_of(Floats a, Floats b) {
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
-                                           23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return _mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
-}
-
-// sums + x_0 y_0 + x_1 y_1 in each lane
-PIO_INLINE Floats add_pairs(Floats sums, __m512i x, __m512i y) {
-    return _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(y));
-}
-
-PIO_INLINE __m512i splat_pair(const uint16_t* pair) {
-    int32_t bits;
-    __builtin_memcpy(&bits, pair, sizeof bits);
-    return _mm512_set1_epi32(bits);
-}
-
-// Converts a tile to pairs of dimensions of keys, and pairs of values; a value without a partner has zeros.
-template <uint32_t format>
-void stage_pairs(const Work& work, Tile& tile) {
-    constexpr int32_t kBytes = bytes_of(format);
-    auto* keys = reinterpret_cast<__m512i*>(work.tile_keys);
-    auto* values = reinterpret_cast<__m512i*>(work.tile_values);
-    for (int32_t b = 0; b * kKeyBlock < tile.keys; b++) {
-        __m512i* block = keys + b * work.op.head_size / 2;
-        for (int32_t d = 0; d < work.op.head_size; d += 2) {
-            const uint8_t* column = tile.block_keys[b] + d * kKeyBlock * kBytes;
-            const Floats even = widen<format>(column);
-            _mm512_store_si512(block + d / 2, pairs_of(even, widen<format>(column + kKeyBlock * kBytes)));
-        }
-    }
-    const int32_t row_bytes = work.width * kBytes;
-    for (int32_t t = 0; t < tile.keys; t += 2) {
-        const uint8_t* row = tile.block_values[t / kKeyBlock] + t % kKeyBlock * row_bytes;
-        for (int32_t column = 0; column < work.width; column += kLanes) {
-            const Floats even = widen<format>(row + column * kBytes);
-            const Floats odd = t + 1 < tile.keys ? widen<format>(row + row_bytes + column * kBytes) : splat(0.0f);
-            _mm512_store_si512(values + (t / 2 * work.width + column) / kLanes, pairs_of(even, odd));
-        }
-    }
-}
-
-struct PairProducts {
-    static constexpr bool kShortWeights = true;
-
-    static void set_query(const Work& work, int32_t query, const float* x, float factor) {
-        auto* numbers = reinterpret_cast<uint8_t*>(reinterpret_cast<uint16_t*>(work.query) + query * work.width);
-        for (int32_t d = 0; d < work.op.head_size; d += 8) {
-            const Floats eight = _mm512_zextps256_ps512(_mm256_loadu_ps(x + d));
-            const __m256i rounded = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(mul(eight, splat(factor))));
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(numbers + d * 2), _mm256_castsi256_si128(rounded));
-        }
-    }
-
-    template <int32_t M, int32_t B>
-    static void block_scores(const Work& work, int32_t query) {
-        Floats sums[M][B];
-        for (int32_t m = 0; m < M; m++) {
-            for (int32_t b = 0; b < B; b++) sums[m][b] = splat(0.0f);
-        }
-        const int32_t pairs = work.op.head_size / 2;
-        const auto* keys = reinterpret_cast<const __m512i*>(work.tile_keys);
-        const uint16_t* x = reinterpret_cast<const uint16_t*>(work.query) + query * work.width;
-        for (int32_t pair = 0; pair < pairs; pair++) {
-            __m512i numbers[B];
-            for (int32_t b = 0; b < B; b++) numbers[b] = _mm512_load_si512(keys + b * pairs + pair);
-            for (int32_t m = 0; m < M; m++) {
-                const __m512i factor = splat_pair(x + m * work.width + 2 * pair);
-                for (int32_t b = 0; b < B; b++) sums[m][b] = add_pairs(sums[m][b], numbers[b], factor);
-            }
-        }
-        for (int32_t m = 0; m < M; m++) {
-            for (int32_t b = 0; b < B; b++) store(work.scores + m * kTileKeys + b * kKeyBlock, sums[m][b]);
-        }
-    }
-
-    template <int32_t M>
-    static void scores(const Work& work, const Tile&, const Tile&, int32_t query, int32_t keys) {
-        static_assert(kTileBlocks == 4);
-        switch ((keys + kKeyBlock - 1) / kKeyBlock) {
-            case 1: return block_scores<M, 1>(work, query);
-            case 2: return block_scores<M, 2>(work, query);
-            case 3: return block_scores<M, 3>(work, query);
-            default: return block_scores<M, 4>(work, query);
-        }
-    }
-
-    template <int32_t M, int32_t C>
-    PIO_INLINE void gather_columns(const Work& work, int32_t query, int32_t keys, const float* factors,
-                                   int32_t column) {
-        float* values = work.values + query * work.width + column;
-        Floats sums[M][C];
-        for (int32_t m = 0; m < M; m++) {
-            for (int32_t c = 0; c < C; c++) {
-                sums[m][c] = mul(load(values + m * work.width + c * kLanes), splat(factors[m]));
-            }
-        }
-        const int32_t vectors = work.width / kLanes;
-        const auto* row = reinterpret_cast<const __m512i*>(work.tile_values) + column / kLanes;
-        for (int32_t t = 0; t < keys; t += 2, row += vectors) {
-            __m512i numbers[C];
-            for (int32_t c = 0; c < C; c++) numbers[c] = _mm512_load_si512(row + c);
-            for (int32_t m = 0; m < M; m++) {
-                const __m512i weights = splat_pair(work.short_weights + m * kTileKeys + t);
-                for (int32_t c = 0; c < C; c++) sums[m][c] = add_pairs(sums[m][c], numbers[c], weights);
-            }
-        }
-        for (int32_t m = 0; m < M; m++) {
-            for (int32_t c = 0; c < C; c++) store(values + m * work.width + c * kLanes, sums[m][c]);
-        }
-    }
-
-    template <int32_t M>
-    static void gather(const Work& work, const Tile&, const Tile&, int32_t query, int32_t keys, const float* factors) {
-        int32_t column = 0;
-        for (; column + 4 * kLanes <= work.width; column += 4 * kLanes) {
-            gather_columns<M, 4>(work, query, keys, factors, column);
-        }
-        for (; column + 2 * kLanes <= work.width; column += 2 * kLanes) {
-            gather_columns<M, 2>(work, query, keys, factors, column);
-        }
-        for (; column < work.width; column += kLanes) gather_columns<M, 1>(work, query, keys, factors, column);
-    }
-};
-
-#endif
 
 // --- Softmax ---
 
@@ -412,10 +44,12 @@ inline void adjust_scores(const Work& work, float* row, int32_t begin, int32_t e
     }
 }
 
-// Finishes the scores of M queries and takes their largest along:
-// factors[m] = 2^(the largest before - the largest now).
-template <int32_t M>
-void finish_scores(const Work& work, const Tile& tile, int32_t query, float* factors) {
+// Finishes the scores of M queries, takes their largest along, and writes the score whose weight is one: the largest, or
+// with kTileWeightBits the one that gives the tile's largest so many bits. What vanishes in a tile then is small beside its
+// own largest weight, and not beside that of a key far away, next to which many small ones may count.
+template <class Products, int32_t M>
+void finish_scores(const Work& work, const Tile& tile, int32_t query, Shares& shares, float* reference) {
+    constexpr float kFarBelow = 100.0f;  // a tile that is further below adds nothing
     const bool changed = work.op.cache->format == kKVI8 || work.op.softcap > 0;
     for (int32_t m = 0; m < M; m++) {
         float* row = work.scores + m * kTileKeys;
@@ -423,39 +57,41 @@ void finish_scores(const Work& work, const Tile& tile, int32_t query, float* fac
         const int32_t end = seen < tile.keys ? seen : tile.keys;
         const int32_t begin = work.op.window > 0 ? seen - work.op.window : 0;
         if (changed || begin > 0 || end < kTileKeys) adjust_scores(work, row, begin, end);
-        Floats largest = load(row);
-        for (int32_t t = kLanes; t < kTileKeys; t += kLanes) largest = max(largest, load(row + t));
+        Floats scores = load(row);
+        for (int32_t t = kLanes; t < kTileKeys; t += kLanes) scores = max(scores, load(row + t));
         const float before = work.largest[query + m];
-        const float now = max_of(largest);
-        work.largest[query + m] = now > before ? now : before;
-        factors[m] = before - work.largest[query + m];
+        const float of_tile = max_of(scores);
+        const float largest = of_tile > before ? of_tile : before;
+        work.largest[query + m] = largest;
+        shares.of_before[m] = before - largest;
+        reference[m] = largest;
+        if constexpr (Products::kTileWeightBits > 0) {
+            reference[m] = (of_tile > largest - kFarBelow ? of_tile : largest - kFarBelow) - Products::kTileWeightBits;
+            shares.of_tile[m] = reference[m] - largest;
+        }
     }
-    for (int32_t m = 0; m < M; m += kLanes) store(factors + m, power_of_two(load(factors + m)));
+    for (int32_t m = 0; m < M; m += kLanes) {
+        store(shares.of_before + m, power_of_two(load(shares.of_before + m)));
+        if constexpr (Products::kTileWeightBits > 0) store(shares.of_tile + m, power_of_two(load(shares.of_tile + m)));
+    }
 }
 
-// Weights of M queries from their scores, in place or as bfloat16, and their sums.
-template <int32_t M, bool kShortWeights>
-void weigh(const Work& work, int32_t query, const float* factors) {
-    const bool scaled = work.op.cache->format == kKVI8;
+// Weights of M queries from their scores, and their sums.
+template <class Products, int32_t M>
+void weigh(const Work& work, int32_t query, const Shares& shares, const float* reference) {
+    const bool scaled = Products::kScaledWeights && work.op.cache->format == kKVI8;
     for (int32_t m = 0; m < M; m++) {
-        float* row = work.scores + m * kTileKeys;
+        const float* row = work.scores + m * kTileKeys;
         float* sums = work.weights + (query + m) * kLanes;
-        const Floats largest = splat(work.largest[query + m]);
-        Floats sum = mul(load(sums), splat(factors[m]));
+        const Floats before = mul(load(sums), splat(shares.of_before[m]));
+        Floats sum = Products::kTileWeightBits > 0 ? splat(0.0f) : before;
         for (int32_t v = 0; v < kTileVectors; v++) {
-            Floats weights = power_of_two<kShortWeights>(sub(load(row + v * kLanes), largest));
+            Floats weights = power_of_two<Products::kRoughWeights>(sub(load(row + v * kLanes), splat(reference[m])));
             sum = add(sum, weights);
             if (scaled) weights = mul(weights, load(work.value_scales + v * kLanes));
-#if defined(__AVX512BF16__)
-            if constexpr (kShortWeights) {
-                auto* place = reinterpret_cast<__m256i*>(work.short_weights + m * kTileKeys + v * kLanes);
-                _mm256_store_si256(place, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(weights)));
-                continue;
-            }
-#endif
-            store(row + v * kLanes, weights);
+            Products::store_weights(work, m, v, weights);
         }
-        store(sums, sum);
+        store(sums, Products::kTileWeightBits > 0 ? fma(sum, splat(shares.of_tile[m]), before) : sum);
     }
 }
 
@@ -467,11 +103,12 @@ void attend_group(const Work& work, const Tile& tile, const Tile& next, int32_t 
     const int32_t keys = seen < tile.keys ? seen : tile.keys;
     const bool left_behind = work.op.window > 0 && work.positions[query] - work.op.window >= tile.first + tile.keys - 1;
     if (keys <= 0 || left_behind) return;
-    alignas(64) float factors[16] = {};
+    Shares shares = {};
+    float reference[M];
     Products::template scores<M>(work, tile, next, query, keys);  // of later keys they stay what they are: hidden below
-    finish_scores<M>(work, tile, query, factors);
-    weigh<M, Products::kShortWeights>(work, query, factors);
-    Products::template gather<M>(work, tile, next, query, keys, factors);
+    finish_scores<Products, M>(work, tile, query, shares, reference);
+    weigh<Products, M>(work, query, shares, reference);
+    Products::template gather<M>(work, tile, next, query, keys, shares);
 }
 
 // All queries of an item over one tile, in groups of nearly equal size.
@@ -534,7 +171,9 @@ void attend_format(const Work& work) {
         attend_item<FloatProducts<format>>(work, nullptr);
     } else {
 #if defined(__AVX512BF16__)
-        attend_item<PairProducts>(work, stage_pairs<format>);
+        attend_item<BF16Products>(work, stage_bf16<format>);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+        attend_item<Int16Products>(work, stage_int16<format>);
 #else
         attend_item<FloatProducts<kKVF32>>(work, stage_floats<format>);
 #endif
