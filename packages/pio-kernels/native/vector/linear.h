@@ -145,10 +145,20 @@ PIO_UNROLL
     }
 }
 
-// The same for a strip that is unpacked
+// The same for a strip that is unpacked. Meanwhile the next one's tiles come, which nothing else reads from memory then.
 template <uint32_t Format, int M>
-PIO_INLINE void add_unpacked(const uint8_t* tiles, const QuantBlock* const* inputs, int32_t blocks, F32x16* acc) {
-    for (int32_t block = 0; block < blocks; ++block, tiles += kUnpackedBytes) {
+PIO_INLINE void add_unpacked(const Strip& strip, const RowNumbers& rows, const QuantBlock* const* inputs, int32_t blocks,
+                             F32x16* acc) {
+    constexpr int kBytes = TileTraits<Format>::kBytes;
+    constexpr int kLowBytes = TileTraits<Format>::kLowBytes;
+    const uint8_t* tiles = strip.unpacked;
+    const uint8_t* next = strip.tiles + strip_stride(Format, blocks);
+    const uint8_t* next_low = strip.low + static_cast<int64_t>(blocks) * kLowBytes;
+    for (int32_t block = 0; block < blocks; ++block, tiles += kUnpackedBytes, next += kBytes, next_low += kLowBytes) {
+        if (rows.first_of_strip) {
+            fetch_far<kBytes>(next);
+            fetch_far<kLowBytes>(next_low);
+        }
         UnpackedTile tile(tiles);
         add_groups<Format, 1, M>(&tile, inputs, block, acc);
     }
@@ -169,12 +179,13 @@ PIO_INLINE F32x16 add_outliers(const Strip& strip, const Rows& x, int64_t row, F
 }
 
 // The same for M rows from `row` on, a group of group_outliers.
-template <uint32_t Format, int M>
+template <uint32_t Format, int M, bool Unpacked>
 PIO_INLINE void add_outlier_columns(const Strip& strip, const Rows& x, int64_t row, F32x16* acc) {
     const OutlierColumn* column = x.outlier_columns + row * (x.stride / 32);
     const OutlierColumn* end = column + x.num_outlier_columns[row];
     for (; column != end; ++column) {
-        const F32x16 weights = weights_of_input<Format>(strip, column->input);
+        const F32x16 weights = Unpacked ? weights_of_unpacked<Format>(strip, column->input)
+                                        : weights_of_input<Format>(strip, column->input);
 PIO_UNROLL
         for (int m = 0; m < M; ++m) acc[m] = multiply_add(weights, broadcast(column->values[m]), acc[m]);
     }
@@ -196,8 +207,10 @@ PIO_UNROLL
     }
     prefetch_ahead<M, kLargestMinimaBytes>(strip.largest, rows);
     const F32x16 largest = load_f16(strip.largest);
+    const float* row_steps[M];
+    find_rows<M>(x.sum_steps, 1, rows, row_steps);
     for (int m = 0; m < M; ++m) {
-        const F32x16 step = broadcast(x.sum_steps[rows[m]] / kMinimumSteps);
+        const F32x16 step = broadcast(*row_steps[m] / kMinimumSteps);
         // Which factor comes first is a matter of rounding alone. But to "What is the capital of France?" the default model
         // answers well by 0.08 of a logit, and any rounding moves that by 0.1: with AVX2 it does in this order, with AVX-512
         // and BF16 in the other.
@@ -217,13 +230,13 @@ PIO_INLINE void sum_quantised(const Strip& strip, const Rows& x, const RowNumber
     F32x16 acc[M];
     for (int m = 0; m < M; ++m) acc[m] = zeros();
     if constexpr (Unpacked) {
-        add_unpacked<Format, M>(strip.unpacked, inputs, blocks, acc);
+        add_unpacked<Format, M>(strip, rows, inputs, blocks, acc);
     } else {
         add_tiles<Format, M>(strip, rows, inputs, blocks, acc);
     }
     if constexpr (TileTraits<Format>::kMinima) add_minima<M>(strip, x, rows, inputs, acc);
     if (x.outlier_columns != nullptr) {
-        add_outlier_columns<Format, M>(strip, x, rows[0], acc);
+        add_outlier_columns<Format, M, Unpacked>(strip, x, rows[0], acc);
 PIO_UNROLL
         for (int m = 0; m < M; ++m) sums[m] = acc[m];
     } else {

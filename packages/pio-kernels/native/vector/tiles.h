@@ -54,14 +54,24 @@ PIO_INLINE Strip strip_at(const Segment& weights, int32_t strip, int32_t tiles) 
 
 // Fetches weights that come later while those at hand are used: from memory into the second-level cache far ahead, since
 // there are more ways to that one, and from there into the first.
+constexpr int kFar = 8 * 1024, kNear = 1024;
+
+template <int Bytes>
+PIO_INLINE void fetch_far(const uint8_t* weights) {
+PIO_UNROLL
+    for (int i = 0; i < Bytes; i += 64) __builtin_prefetch(weights + i, 0, 2);
+}
+
+template <int Bytes>
+PIO_INLINE void fetch_near(const uint8_t* weights) {
+PIO_UNROLL
+    for (int i = 0; i < Bytes; i += 64) __builtin_prefetch(weights + i, 0, 3);
+}
+
 template <int Bytes>
 PIO_INLINE void fetch_ahead(const uint8_t* weights) {
-    constexpr int kFar = 8 * 1024, kNear = 1024;
-PIO_UNROLL
-    for (int i = 0; i < Bytes; i += 64) {
-        __builtin_prefetch(weights + kFar + i, 0, 2);
-        __builtin_prefetch(weights + kNear + i, 0, 3);
-    }
+    fetch_far<Bytes>(weights + kFar);
+    fetch_near<Bytes>(weights + kNear);
 }
 
 // Minima of one tile for each row of a strip.
@@ -191,7 +201,8 @@ PIO_INLINE Tile unpack(const uint8_t* bytes, const uint8_t* low) {
 // --- Strips unpacked for many rows -----------------------------------------------------------------------------------
 
 // Where a tile does not stay in registers while rows go by (kGroupByGroup), many rows have their weights unpacked once for
-// all: groups of quants one after the other as `dots` takes them, and scales as float32.
+// all: groups of quants one after the other as `dots` takes them, and as float32 scales and minima, or the scales of the
+// second half.
 constexpr int kUnpackedBytes = (8 + 2) * 64;
 // Tiles that there is memory for
 constexpr int kMostUnpacked = 128;
@@ -224,7 +235,7 @@ inline void unpack_strip(const Strip& strip, int32_t tiles, uint8_t* to) {
     const uint8_t* bytes = strip.tiles;
     const uint8_t* low = strip.low;
     for (int32_t i = 0; i < tiles; ++i, bytes += kBytes, low += TileTraits<Format>::kLowBytes, to += kUnpackedBytes) {
-        fetch_ahead<kBytes>(bytes);
+        fetch_near<kBytes>(bytes + kNear);  // farther, products with the strip before it did
         const PackedTile<Format> tile(bytes, low);
         each_constant<0, 8>([&](auto group) __attribute__((always_inline)) {
             constexpr int kGroup = decltype(group)::value;
@@ -232,7 +243,24 @@ inline void unpack_strip(const Strip& strip, int32_t tiles, uint8_t* to) {
         });
         store(reinterpret_cast<float*>(to + 8 * 64), tile.scale());
         if constexpr (TileTraits<Format>::kHalves) store(reinterpret_cast<float*>(to + 9 * 64), tile.second_scale());
+        if constexpr (TileTraits<Format>::kMinima) store(reinterpret_cast<float*>(to + 9 * 64), minima_of_tile(strip, i));
     }
+}
+
+// weights_of_input from an unpacked strip
+template <uint32_t Format>
+PIO_INLINE F32x16 weights_of_unpacked(const Strip& strip, uint32_t input) {
+    using Traits = TileTraits<Format>;
+    const uint8_t* const tile = strip.unpacked + input / kTileInputs * kUnpackedBytes;
+    const uint32_t k = input % kTileInputs;
+    const auto* const factors = reinterpret_cast<const float*>(tile + 8 * 64);
+    const I32x16 quants = bits_at(tile + 64 * (k / 4), 8 * (k % 4), 255);
+    const F32x16 scale = load(factors + (Traits::kHalves && k >= 16 ? kTileRows : 0));
+    if constexpr (Traits::kMinima) return multiply_add(scale, to_float(quants), load(factors + kTileRows));
+    if constexpr (Traits::kBits == 8 && kEightBitZero == 0) {
+        return multiply(scale, to_float(shift_right<24>(shift_left<24>(quants))));  // they have a sign
+    }
+    return multiply(scale, subtract(to_float(quants), broadcast(Traits::kStoredZero)));
 }
 
 }  // namespace pio::PIO_ISA
